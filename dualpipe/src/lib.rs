@@ -1,0 +1,1 @@
+//! Pipeline schedules as data, with a validator, a simulator, pictures and an executor

@@ -1,0 +1,1 @@
+//! DeepSeek-V3-format models: configuration, weights, training and generation, composed of the six pieces

@@ -1,0 +1,2 @@
+//! The `v3` command.
+fn main() {}

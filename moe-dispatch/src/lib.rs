@@ -1,0 +1,1 @@
+//! Mixture-of-experts routing, load balance, dispatch and combine over ranks, and expert placement

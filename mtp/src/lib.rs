@@ -1,0 +1,1 @@
+//! Multi-token prediction: training modules and loss, draft verification by exact rejection sampling

@@ -1,0 +1,1 @@
+//! Comparators, generators and skip bookkeeping for the tests of this workspace
