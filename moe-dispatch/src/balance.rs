@@ -1,7 +1,9 @@
 //! Keeping the experts evenly loaded: the bias update, the sequence-wise balance loss and load metrics.
 
+use v3_numerics::par;
+
 use crate::error::{Error, Result};
-use crate::router::{RouterConfig, Routing, Scoring, WEIGHT_EPS, par, shape};
+use crate::router::{RouterConfig, Routing, Scoring, WEIGHT_EPS, shape};
 
 /// Tokens whose normalised scores are summed in one go; fixed, so that sums do not depend on the number of threads.
 const TOKENS_PER_CHUNK: usize = 64;

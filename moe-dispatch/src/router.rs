@@ -20,12 +20,8 @@
 //! order, and nothing is contracted, so the result has the same bits on every instruction set and for every number of
 //! threads; a token's result depends on its own logits and the bias only. Scores are within 4 ulp of the exact ones.
 
-/// Sequential.
-pub(crate) mod par {
-    pub(crate) fn for_each_chunk_mut<T>(data: &mut [T], n: usize, f: impl Fn(usize, &mut [T])) {
-        data.chunks_mut(n).enumerate().for_each(|(i, c)| f(i, c));
-    }
-}
+use v3_numerics::cpu::Isa;
+use v3_numerics::par;
 
 use crate::error::{Error, Result};
 
@@ -325,13 +321,12 @@ fn kernel() -> Kernel {
         fn avx2(cfg: &RouterConfig, bias: &[f32], item: &mut Item<'_>) {
             route_rows(cfg, bias, item);
         }
-        if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512dq") {
-            // SAFETY: just detected.
-            return |c, b, i| unsafe { avx512(c, b, i) };
-        }
-        if is_x86_feature_detected!("avx2") {
+        match Isa::detect() {
+            // SAFETY: `detect` names only what the processor has, and Avx512 stands for F, BW, DQ and VL.
+            Isa::Avx512 | Isa::Avx512Bf16 => return |c, b, i| unsafe { avx512(c, b, i) },
             // SAFETY: as above.
-            return |c, b, i| unsafe { avx2(c, b, i) };
+            Isa::Avx2 => return |c, b, i| unsafe { avx2(c, b, i) },
+            _ => {}
         }
     }
     |c, b, i| route_rows(c, b, i)
