@@ -1,0 +1,2 @@
+//! Head, verifier and sampler.
+fn main() {}
