@@ -1,1 +1,22 @@
 //! Pipeline schedules as data, with a validator, a simulator, pictures and an executor
+
+mod action;
+mod cost;
+mod error;
+pub mod formula;
+mod generate;
+mod kind;
+pub mod reference;
+mod schedule;
+mod simulate;
+mod timeline;
+mod validate;
+
+pub use action::{Action, ActionKind, Step};
+pub use cost::{CostModel, Costs, StageCosts};
+pub use error::{Error, Result};
+pub use kind::{Kind, Placement};
+pub use schedule::{Freed, MAX_CHUNKS, Message, Schedule};
+pub use simulate::simulate;
+pub use timeline::{MeasuredCosts, Span, TimeUnit, Timeline};
+pub use validate::validate;
