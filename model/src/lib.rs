@@ -1,1 +1,7 @@
 //! DeepSeek-V3-format models: configuration, weights, training and generation, composed of the six pieces
+pub mod checkpoint;
+pub mod config;
+pub mod error;
+
+pub use config::Config;
+pub use error::{Error, Result};
