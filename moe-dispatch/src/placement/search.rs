@@ -1,0 +1,382 @@
+//! One pool of devices: filling its slots, and improving on the most loaded device.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// A slot without an expert.
+pub(super) const EMPTY: u32 = u32::MAX;
+
+/// Candidate exchanges looked at per shake-up, on average, before the search gives up: bounds the time on huge pools.
+const WORK_PER_SHAKE: u64 = 1 << 17;
+
+/// `devices` devices of `slots` slots each, for the experts with loads `weight`.
+pub(super) struct Pool<'a> {
+    pub(super) weight: &'a [f64],
+    pub(super) devices: usize,
+    pub(super) slots: usize,
+}
+
+/// An assignment: expert by slot, with what follows from it.
+#[derive(Clone)]
+pub(super) struct State {
+    /// [devices, slots]
+    pub(super) expert: Vec<u32>,
+    /// [experts]
+    count: Vec<u32>,
+    /// [devices, experts]: how often an expert is on a device.
+    has: Vec<u16>,
+    /// [devices]
+    load: Vec<f64>,
+}
+
+impl State {
+    /// The largest device load.
+    pub(super) fn max(&self) -> f64 {
+        self.load.iter().fold(0.0, |m, &x| if x > m { x } else { m })
+    }
+
+    fn fullest(&self) -> usize {
+        (1..self.load.len()).fold(0, |best, d| if self.load[d] > self.load[best] { d } else { best })
+    }
+
+    fn sum_squares(&self) -> f64 {
+        self.load.iter().map(|x| x * x).sum()
+    }
+}
+
+/// Replacing the expert of a slot.
+struct Change {
+    slot: usize,
+    to: usize,
+}
+
+/// SplitMix64: the shake-ups need to be varied, and the same every time.
+struct Mixer(u64);
+
+impl Mixer {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((u128::from(z ^ (z >> 31)) * n as u128) >> 64) as usize
+    }
+}
+
+impl Pool<'_> {
+    fn experts(&self) -> usize {
+        self.weight.len()
+    }
+
+    /// How often an expert may be on one device: once, unless a device has more slots than there are experts.
+    fn cap(&self) -> u16 {
+        self.slots.div_ceil(self.experts()) as u16
+    }
+
+    fn most(&self) -> u32 {
+        (self.devices * usize::from(self.cap())) as u32
+    }
+
+    fn share(&self, state: &State, expert: usize) -> f64 {
+        self.weight[expert] / f64::from(state.count[expert])
+    }
+
+    /// Completes a partial assignment ([`EMPTY`] slots; all of them for a fresh start), first dropping what breaks the cap
+    /// and what an expert without any slot needs. Every expert gets a replica, the spare ones go where the load per
+    /// replica is largest, then the new replicas are packed, largest first, onto the least loaded device.
+    pub(super) fn fill(&self, mut expert: Vec<u32>) -> State {
+        let (n, slots, cap) = (self.experts(), self.slots, self.cap());
+        let mut count = vec![0u32; n];
+        let mut has = vec![0u16; self.devices * n];
+        for (i, e) in expert.iter_mut().enumerate().filter(|(_, e)| **e != EMPTY) {
+            let on_device = &mut has[i / slots * n + *e as usize];
+            if *on_device == cap {
+                *e = EMPTY;
+            } else {
+                *on_device += 1;
+                count[*e as usize] += 1;
+            }
+        }
+        let missing = count.iter().filter(|&&c| c == 0).count();
+        let mut empty = expert.iter().filter(|&&e| e == EMPTY).count();
+        while empty < missing {
+            let spare = (0..expert.len()).filter(|&i| expert[i] != EMPTY && count[expert[i] as usize] > 1);
+            let loss = |i: &usize| self.weight[expert[*i] as usize] / f64::from(count[expert[*i] as usize] - 1);
+            let Some(i) = spare.min_by(|a, b| loss(a).total_cmp(&loss(b))) else { break };
+            let e = std::mem::replace(&mut expert[i], EMPTY) as usize;
+            count[e] -= 1;
+            has[i / slots * n + e] -= 1;
+            empty += 1;
+        }
+        let placed = count.clone();
+        count.iter_mut().for_each(|c| *c = (*c).max(1));
+        let mut heap: BinaryHeap<_> = (0..n).map(|e| self.wish(e, count[e])).collect();
+        for _ in missing..empty {
+            // Never empty: all experts at their most would be more than all slots.
+            let Some((_, _, Reverse(e))) = heap.pop() else { break };
+            count[e] += 1;
+            if count[e] < self.most() {
+                heap.push(self.wish(e, count[e]));
+            }
+        }
+        let mut state = State { expert, count, has, load: vec![0.0; self.devices] };
+        (0..self.devices).for_each(|d| self.reload(&mut state, d));
+        let mut todo: Vec<usize> = (0..n).flat_map(|e| (placed[e]..state.count[e]).map(move |_| e)).collect();
+        todo.sort_by(|&a, &b| self.share(&state, b).total_cmp(&self.share(&state, a)).then(a.cmp(&b)));
+        let mut room: Vec<usize> = state.expert.chunks(slots).map(|c| c.iter().filter(|&&e| e == EMPTY).count()).collect();
+        for x in todo {
+            let open = (0..self.devices).filter(|&d| room[d] > 0);
+            let fits = open.clone().filter(|&d| state.has[d * n + x] < cap);
+            let least = |a: &usize, b: &usize| state.load[*a].total_cmp(&state.load[*b]);
+            if let Some(d) = fits.min_by(least) {
+                self.put(&mut state, d, x);
+                room[d] -= 1;
+            } else if let Some(a) = open.min_by(least) {
+                // Only devices that already hold it have room: another device takes it and gives one of its own.
+                self.put_by_exchange(&mut state, a, x);
+                room[a] -= 1;
+            }
+        }
+        state
+    }
+
+    fn wish(&self, expert: usize, count: u32) -> (Order, Reverse<u32>, Reverse<usize>) {
+        (Order(self.weight[expert] / f64::from(count)), Reverse(count), Reverse(expert))
+    }
+
+    fn put(&self, state: &mut State, device: usize, x: usize) {
+        let slots = &mut state.expert[device * self.slots..][..self.slots];
+        if let Some(slot) = slots.iter_mut().find(|e| **e == EMPTY) {
+            *slot = x as u32;
+            state.has[device * self.experts() + x] += 1;
+            self.reload(state, device);
+        }
+    }
+
+    /// Places `x`, of which device `a` holds as many as it may, by moving another expert to `a`. A device `b` below the cap
+    /// for `x` exists, or there would be more replicas than `most`; if it has no room itself it holds, counted with
+    /// repetition, more of the others than `a`, so one of them may move.
+    fn put_by_exchange(&self, state: &mut State, a: usize, x: usize) {
+        let (n, cap) = (self.experts(), self.cap());
+        let mut best: Option<(f64, usize, u32)> = None;
+        for b in (0..self.devices).filter(|&b| state.has[b * n + x] < cap) {
+            for i in b * self.slots..(b + 1) * self.slots {
+                let y = state.expert[i];
+                if y == EMPTY || y as usize == x || state.has[a * n + y as usize] >= cap {
+                    continue;
+                }
+                let (px, py) = (self.share(state, x), self.share(state, y as usize));
+                let high = (state.load[a] + py).max(state.load[b] - py + px);
+                if best.is_none_or(|(h, ..)| high < h) {
+                    best = Some((high, i, y));
+                }
+            }
+        }
+        if let Some((_, i, y)) = best {
+            let b = i / self.slots;
+            state.has[b * n + y as usize] -= 1;
+            state.has[b * n + x] += 1;
+            state.expert[i] = x as u32;
+            self.reload(state, b);
+            self.put(state, a, y as usize);
+        }
+    }
+
+    /// A device's load from its slots: never updated by differences, so that equal assignments have equal loads.
+    fn reload(&self, state: &mut State, device: usize) {
+        let slots = &state.expert[device * self.slots..][..self.slots];
+        let held = slots.iter().filter(|&&e| e != EMPTY);
+        state.load[device] = held.map(|&e| self.share(state, e as usize)).sum();
+    }
+
+    /// Differences below this are rounding.
+    fn noise(&self) -> f64 {
+        1e-12 * self.weight.iter().sum::<f64>()
+    }
+
+    /// Improves until no load exceeds `target`, or for `effort` shake-ups.
+    pub(super) fn improve(&self, state: State, target: f64, effort: usize) -> State {
+        let mut work = effort as u64 * WORK_PER_SHAKE;
+        let mut best = state;
+        self.descend(&mut best, target, &mut work);
+        if self.devices == 1 {
+            return best;
+        }
+        let mut mixer = Mixer(0);
+        let mut current = best.clone();
+        for _ in 0..effort {
+            if best.max() <= target || work == 0 {
+                break;
+            }
+            self.shake(&mut current, &mut mixer);
+            self.descend(&mut current, target, &mut work);
+            if current.max() < best.max() - self.noise() {
+                best = current.clone();
+            } else if current.max() > best.max() * 1.002 {
+                current = best.clone();
+            }
+        }
+        best
+    }
+
+    /// Steps that lower the load of the fullest device, the best one each time, until there is none.
+    fn descend(&self, state: &mut State, target: f64, work: &mut u64) {
+        while *work > 0 && state.max() > target {
+            if let Some((i, j)) = self.best_exchange(state, work) {
+                self.exchange(state, i, j);
+            } else if let Some(change) = self.best_change(state, work) {
+                self.change(state, &change);
+            } else {
+                break;
+            }
+        }
+    }
+
+    fn may_exchange(&self, state: &State, i: usize, j: usize) -> bool {
+        let (n, cap) = (self.experts(), self.cap());
+        let (a, b) = (i / self.slots, j / self.slots);
+        let (x, y) = (state.expert[i] as usize, state.expert[j] as usize);
+        a != b && x != y && state.has[a * n + y] < cap && state.has[b * n + x] < cap
+    }
+
+    /// The exchange of a slot of the fullest device with one of another device that leaves the larger of the two loads
+    /// smallest, if that is smaller than now.
+    fn best_exchange(&self, state: &State, work: &mut u64) -> Option<(usize, usize)> {
+        let (a, slots) = (state.fullest(), self.slots);
+        let mut best = None;
+        let mut lowest = state.load[a] - self.noise();
+        for b in (0..self.devices).filter(|&b| b != a) {
+            for i in a * slots..(a + 1) * slots {
+                let px = self.share(state, state.expert[i] as usize);
+                for j in b * slots..(b + 1) * slots {
+                    let delta = px - self.share(state, state.expert[j] as usize);
+                    let high = (state.load[a] - delta).max(state.load[b] + delta);
+                    if high < lowest && self.may_exchange(state, i, j) {
+                        (lowest, best) = (high, Some((i, j)));
+                    }
+                }
+            }
+        }
+        *work = work.saturating_sub((self.devices * slots * slots) as u64);
+        best
+    }
+
+    fn exchange(&self, state: &mut State, i: usize, j: usize) {
+        let n = self.experts();
+        let (a, b) = (i / self.slots, j / self.slots);
+        let (x, y) = (state.expert[i] as usize, state.expert[j] as usize);
+        state.has[a * n + x] -= 1;
+        state.has[b * n + x] += 1;
+        state.has[b * n + y] -= 1;
+        state.has[a * n + y] += 1;
+        state.expert.swap(i, j);
+        self.reload(state, a);
+        self.reload(state, b);
+    }
+
+    /// The best replica to hand from one expert to another: a slot of the fullest device to anyone, or any slot to an
+    /// expert of the fullest device. It must lower the largest load, or leave it and lower the sum of squares.
+    fn best_change(&self, state: &State, work: &mut u64) -> Option<Change> {
+        let (a, slots) = (state.fullest(), self.slots);
+        let noise = self.noise();
+        let (max, squares) = (state.load[a], state.sum_squares());
+        let mut best = None;
+        let mut lowest = (max, squares);
+        let mut consider = |slot: usize, to: usize| {
+            if !self.may_change(state, slot, to) {
+                return;
+            }
+            let (high, sum) = self.after_change(state, slot, to);
+            let lower = high < max - noise || (high <= max && sum < squares * (1.0 - 1e-12));
+            if lower && (high < lowest.0 || (high == lowest.0 && sum < lowest.1)) {
+                lowest = (high, sum);
+                best = Some(Change { slot, to });
+            }
+        };
+        for slot in a * slots..(a + 1) * slots {
+            (0..self.experts()).for_each(|x| consider(slot, x));
+        }
+        for slot in (0..state.expert.len()).filter(|s| s / slots != a) {
+            state.expert[a * slots..][..slots].iter().for_each(|&x| consider(slot, x as usize));
+        }
+        let looked_at = slots * self.experts() + state.expert.len() * slots;
+        *work = work.saturating_sub((looked_at * self.devices) as u64 / 8);
+        best
+    }
+
+    fn may_change(&self, state: &State, slot: usize, x: usize) -> bool {
+        let y = state.expert[slot] as usize;
+        let device = slot / self.slots;
+        x != y && state.count[y] > 1 && state.count[x] < self.most() && state.has[device * self.experts() + x] < self.cap()
+    }
+
+    /// Largest load and sum of squares after a change.
+    fn after_change(&self, state: &State, slot: usize, x: usize) -> (f64, f64) {
+        let n = self.experts();
+        let (y, device) = (state.expert[slot] as usize, slot / self.slots);
+        let px = self.weight[x] / f64::from(state.count[x] + 1);
+        let py = self.weight[y] / f64::from(state.count[y] - 1);
+        let (dx, dy) = (px - self.share(state, x), py - self.share(state, y));
+        let (mut max, mut squares) = (0.0f64, 0.0f64);
+        for (d, &load) in state.load.iter().enumerate() {
+            let mut load = load + dx * f64::from(state.has[d * n + x]) + dy * f64::from(state.has[d * n + y]);
+            if d == device {
+                load += px - py;
+            }
+            max = if load > max { load } else { max };
+            squares += load * load;
+        }
+        (max, squares)
+    }
+
+    fn change(&self, state: &mut State, change: &Change) {
+        let n = self.experts();
+        let (x, y, device) = (change.to, state.expert[change.slot] as usize, change.slot / self.slots);
+        state.count[x] += 1;
+        state.count[y] -= 1;
+        state.has[device * n + x] += 1;
+        state.has[device * n + y] -= 1;
+        state.expert[change.slot] = x as u32;
+        for d in 0..self.devices {
+            if state.has[d * n + x] > 0 || state.has[d * n + y] > 0 {
+                self.reload(state, d);
+            }
+        }
+    }
+
+    /// A few arbitrary permitted steps, half of them at the fullest device.
+    fn shake(&self, state: &mut State, mixer: &mut Mixer) {
+        for _ in 0..2 + mixer.below(3) {
+            let slots = state.expert.len();
+            let i = if mixer.below(2) == 0 { state.fullest() * self.slots + mixer.below(self.slots) } else { mixer.below(slots) };
+            if mixer.below(4) == 0 {
+                let to = mixer.below(self.experts());
+                if self.may_change(state, i, to) {
+                    self.change(state, &Change { slot: i, to });
+                }
+            } else {
+                let j = mixer.below(slots);
+                if self.may_exchange(state, i, j) {
+                    self.exchange(state, i, j);
+                }
+            }
+        }
+    }
+}
+
+/// A finite load, ordered.
+#[derive(PartialEq)]
+struct Order(f64);
+
+impl Eq for Order {}
+
+impl PartialOrd for Order {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Order {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
