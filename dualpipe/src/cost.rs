@@ -72,8 +72,7 @@ impl Costs {
 
     /// Checks that all costs are finite and not negative, and `w <= b`.
     pub fn check(&self) -> Result<()> {
-        let parts =
-            [("F", self.f), ("B", self.b), ("W", self.w), ("FB", self.fb), ("P2P", self.p2p)];
+        let parts = [("F", self.f), ("B", self.b), ("W", self.w), ("FB", self.fb), ("P2P", self.p2p)];
         for (name, value) in parts {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(Error::Shape {
@@ -115,11 +114,8 @@ impl FromStr for Costs {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Costs> {
-        let fault = |expected: &str, got: &str| Error::Shape {
-            what: "costs".into(),
-            expected: expected.into(),
-            got: format!("'{got}'"),
-        };
+        let fault =
+            |expected: &str, got: &str| Error::Shape { what: "costs".into(), expected: expected.into(), got: format!("'{got}'") };
         let mut costs = Costs::default();
         let mut given = [false; 5];
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
@@ -159,9 +155,7 @@ impl CostModel for StageCosts {
         };
         match step {
             Step::One(action) => of(action.direction).step(step),
-            Step::Pair(forward, backward) => {
-                0.5 * (of(forward.direction).fb + of(backward.direction).fb)
-            }
+            Step::Pair(forward, backward) => 0.5 * (of(forward.direction).fb + of(backward.direction).fb),
         }
     }
 

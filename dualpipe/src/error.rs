@@ -82,6 +82,9 @@ pub enum Error {
         /// What it waits for.
         waits_for: String,
     },
+    /// The ranks could not exchange what they measured.
+    #[error(transparent)]
+    Comm(v3_ranks::Error),
 }
 
 /// Result with this crate's [`Error`].

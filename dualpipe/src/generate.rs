@@ -180,13 +180,7 @@ impl DualPipeRank {
 /// the rank with `distance == half - 1` is in the middle (at the point of the V).
 fn dual_pipe(half: usize, chunks: usize, distance: usize, flipped: bool) -> Vec<Step> {
     let to_middle = half - 1 - distance;
-    let mut rank = DualPipeRank {
-        flipped,
-        forwards: [0; 2],
-        backwards: [0; 2],
-        kept_back: VecDeque::new(),
-        steps: Vec::new(),
-    };
+    let mut rank = DualPipeRank { flipped, forwards: [0; 2], backwards: [0; 2], kept_back: VecDeque::new(), steps: Vec::new() };
     // 1: forwards of the near direction.
     for _ in 0..2 * to_middle {
         rank.forward(0);

@@ -27,8 +27,7 @@ pub enum Kind {
 
 impl Kind {
     /// All schedules, oldest first.
-    pub const ALL: [Kind; 6] =
-        [Kind::GPipe, Kind::OneFOneB, Kind::ZbH1, Kind::ZbV, Kind::DualPipe, Kind::DualPipeV];
+    pub const ALL: [Kind; 6] = [Kind::GPipe, Kind::OneFOneB, Kind::ZbH1, Kind::ZbV, Kind::DualPipe, Kind::DualPipeV];
 
     /// The name on the command line and in JSON.
     pub fn name(self) -> &'static str {
@@ -109,10 +108,10 @@ impl FromStr for Kind {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Kind> {
-        Kind::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| Error::UnknownKind {
-            expected: Kind::ALL.map(Kind::name).join(", "),
-            got: text.into(),
-        })
+        Kind::ALL
+            .into_iter()
+            .find(|kind| kind.name() == text)
+            .ok_or_else(|| Error::UnknownKind { expected: Kind::ALL.map(Kind::name).join(", "), got: text.into() })
     }
 }
 
@@ -175,13 +174,7 @@ impl Placement {
     }
 
     /// The rank, direction and chunk in which `micro_batch` visits `stage`.
-    pub fn locate(
-        self,
-        ranks: usize,
-        micro_batches: usize,
-        stage: usize,
-        micro_batch: usize,
-    ) -> Option<(usize, usize, usize)> {
+    pub fn locate(self, ranks: usize, micro_batches: usize, stage: usize, micro_batch: usize) -> Option<(usize, usize, usize)> {
         if stage >= self.stages(ranks) || micro_batch >= micro_batches {
             return None;
         }
@@ -189,11 +182,7 @@ impl Placement {
             Placement::Line => (stage, 0, micro_batch),
             Placement::Bidirectional => {
                 let half = micro_batches / 2;
-                if micro_batch < half {
-                    (stage, 0, micro_batch)
-                } else {
-                    (ranks - 1 - stage, 1, micro_batch - half)
-                }
+                if micro_batch < half { (stage, 0, micro_batch) } else { (ranks - 1 - stage, 1, micro_batch - half) }
             }
             Placement::V if stage < ranks => (stage, 0, micro_batch),
             Placement::V => (2 * ranks - 1 - stage, 1, micro_batch),

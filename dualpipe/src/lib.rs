@@ -3,6 +3,7 @@
 mod action;
 mod cost;
 mod error;
+mod execute;
 pub mod formula;
 mod generate;
 mod kind;
@@ -15,6 +16,7 @@ mod validate;
 pub use action::{Action, ActionKind, Step};
 pub use cost::{CostModel, Costs, StageCosts};
 pub use error::{Error, Result};
+pub use execute::{ExecuteError, Outbox, Stage, Work, execute, gather};
 pub use kind::{Kind, Placement};
 pub use schedule::{Freed, MAX_CHUNKS, Message, Schedule};
 pub use simulate::simulate;

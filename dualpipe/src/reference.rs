@@ -12,8 +12,7 @@ use crate::schedule::Schedule;
 /// rank's step before and the arrivals of what it needs.
 pub fn times(schedule: &Schedule, costs: &Costs) -> Vec<Vec<(f64, f64)>> {
     let last = schedule.stages() - 1;
-    let mut times: Vec<Vec<(f64, f64)>> =
-        schedule.ranks_actions().iter().map(|steps| vec![(0.0, 0.0); steps.len()]).collect();
+    let mut times: Vec<Vec<(f64, f64)>> = schedule.ranks_actions().iter().map(|steps| vec![(0.0, 0.0); steps.len()]).collect();
     // Where the activation and the gradient of (stage, micro-batch) are made.
     let mut activation_at = HashMap::new();
     let mut gradient_at = HashMap::new();
@@ -40,9 +39,7 @@ pub fn times(schedule: &Schedule, costs: &Costs) -> Vec<Vec<(f64, f64)>> {
                     let micro_batch = schedule.micro_batch(action.direction, action.chunk);
                     let made_at = match action.kind {
                         ActionKind::F if stage > 0 => activation_at.get(&(stage - 1, micro_batch)),
-                        ActionKind::B | ActionKind::I if stage < last => {
-                            gradient_at.get(&(stage + 1, micro_batch))
-                        }
+                        ActionKind::B | ActionKind::I if stage < last => gradient_at.get(&(stage + 1, micro_batch)),
                         _ => None,
                     };
                     if let Some(&(from, made)) = made_at {

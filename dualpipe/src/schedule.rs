@@ -82,12 +82,7 @@ impl Schedule {
     ///
     /// # Errors
     /// As [`validate`].
-    pub fn from_actions(
-        kind: Kind,
-        ranks: usize,
-        micro_batches: usize,
-        ranks_actions: Vec<Vec<Step>>,
-    ) -> Result<Schedule> {
+    pub fn from_actions(kind: Kind, ranks: usize, micro_batches: usize, ranks_actions: Vec<Vec<Step>>) -> Result<Schedule> {
         size_fits(kind, ranks, micro_batches)?;
         validate(kind, ranks, micro_batches, &ranks_actions)?;
         Ok(Schedule { kind, ranks, micro_batches, ranks_actions })
@@ -150,9 +145,7 @@ impl Schedule {
 
     /// The micro-batches that `rank` sees in `stage`.
     pub fn micro_batches_of(&self, rank: usize, stage: usize) -> Vec<usize> {
-        (0..self.micro_batches)
-            .filter(|&m| self.locate(stage, m).is_some_and(|(r, ..)| r == rank))
-            .collect()
+        (0..self.micro_batches).filter(|&m| self.locate(stage, m).is_some_and(|(r, ..)| r == rank)).collect()
     }
 
     /// The most chunks of which a rank keeps activations at one time, for each rank. A chunk counts from the start of its
@@ -209,15 +202,7 @@ impl Schedule {
                 let (from, ..) = self.locate(source, micro_batch)?;
                 let made = if gradient { &backward_step } else { &forward_step };
                 let from_step = made[slot(source, micro_batch)];
-                (from != to).then_some(Message {
-                    from,
-                    from_step,
-                    to,
-                    to_step,
-                    stage,
-                    micro_batch,
-                    gradient,
-                })
+                (from != to).then_some(Message { from, from_step, to, to_step, stage, micro_batch, gradient })
             })
             .collect()
     }
@@ -246,15 +231,13 @@ impl Schedule {
     /// # Errors
     /// Text that is not of that form, unknown names, and all that [`validate`] finds.
     pub fn from_json(text: &str) -> Result<Schedule> {
-        let json: Json = serde_json::from_str(text)
-            .map_err(|error| Error::Json { message: error.to_string() })?;
+        let json: Json = serde_json::from_str(text).map_err(|error| Error::Json { message: error.to_string() })?;
         let kind: Kind = json.schedule.parse()?;
         let step = |rank: usize, index: usize, actions: &[(String, u8, usize)]| {
             let fault = |message: String| Error::Step { rank, step: index, message };
             let action = |(letter, direction, chunk): &(String, u8, usize)| {
-                let kind = ActionKind::from_letter(letter).ok_or_else(|| {
-                    fault(format!("expected an action F, B, I or W, found '{letter}'"))
-                })?;
+                let kind = ActionKind::from_letter(letter)
+                    .ok_or_else(|| fault(format!("expected an action F, B, I or W, found '{letter}'")))?;
                 Ok(Action::new(kind, *direction, *chunk))
             };
             match actions {
@@ -267,9 +250,7 @@ impl Schedule {
             .ranks_actions
             .iter()
             .enumerate()
-            .map(|(rank, steps)| {
-                steps.iter().enumerate().map(|(i, actions)| step(rank, i, actions)).collect()
-            })
+            .map(|(rank, steps)| steps.iter().enumerate().map(|(i, actions)| step(rank, i, actions)).collect())
             .collect::<Result<Vec<Vec<Step>>>>()?;
         Schedule::from_actions(kind, json.ranks, json.micro_batches, ranks_actions)
     }

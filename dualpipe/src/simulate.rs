@@ -47,17 +47,14 @@ pub fn simulate(schedule: &Schedule, costs: &impl CostModel) -> Result<Timeline>
         micro_batches: schedule.micro_batches(),
         ranks_actions: schedule.ranks_actions(),
     };
-    let spans = run(
-        &plan,
-        &|rank, step| costs.compute(schedule, rank, step),
-        &|from, to| costs.transfer(from, to),
-    )
-    .map_err(|blocked| Error::Deadlock {
-        rank: blocked.rank,
-        step: blocked.step,
-        action: schedule.steps(blocked.rank)[blocked.step].to_string(),
-        waits_for: blocked.waits_for,
-    })?;
+    let spans = run(&plan, &|rank, step| costs.compute(schedule, rank, step), &|from, to| costs.transfer(from, to)).map_err(
+        |blocked| Error::Deadlock {
+            rank: blocked.rank,
+            step: blocked.step,
+            action: schedule.steps(blocked.rank)[blocked.step].to_string(),
+            waits_for: blocked.waits_for,
+        },
+    )?;
     Ok(Timeline::from_parts(schedule, spans, TimeUnit::Units))
 }
 
@@ -99,8 +96,7 @@ pub(crate) fn run(
     let stages = placement.stages(plan.ranks);
     let pending = Results { activation: f64::INFINITY, gradient: f64::INFINITY };
     let mut results = vec![pending; stages * plan.micro_batches];
-    let mut spans: Vec<Vec<Span>> =
-        plan.ranks_actions.iter().map(|steps| Vec::with_capacity(steps.len())).collect();
+    let mut spans: Vec<Vec<Span>> = plan.ranks_actions.iter().map(|steps| Vec::with_capacity(steps.len())).collect();
     let mut clock = vec![0.0f64; plan.ranks];
 
     let where_is = |rank: usize, direction: u8, chunk: usize| {
@@ -126,9 +122,7 @@ pub(crate) fn run(
             let from = rank_of(source, micro_batch);
             if time == f64::INFINITY {
                 let what = if gradient { "gradient" } else { "activation" };
-                return Err(format!(
-                    "the {what} of micro-batch {micro_batch} from stage {source} on rank {from}"
-                ));
+                return Err(format!("the {what} of micro-batch {micro_batch} from stage {source} on rank {from}"));
             }
             let travel = if from == rank { 0.0 } else { transfer(from, rank) };
             latest = latest.max(time + travel);

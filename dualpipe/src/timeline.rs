@@ -46,11 +46,7 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    pub(crate) fn from_parts(
-        schedule: &Schedule,
-        spans: Vec<Vec<Span>>,
-        unit: TimeUnit,
-    ) -> Timeline {
+    pub(crate) fn from_parts(schedule: &Schedule, spans: Vec<Vec<Span>>, unit: TimeUnit) -> Timeline {
         let makespan = spans.iter().flatten().fold(0.0f64, |latest, span| latest.max(span.end));
         Timeline {
             kind: schedule.kind(),

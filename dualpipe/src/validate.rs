@@ -18,12 +18,7 @@ use crate::simulate::{Plan, run};
 ///
 /// The number of micro-batches that a *generator* needs is checked by [`Kind::check`]; a list of your own may do with
 /// fewer.
-pub fn validate(
-    kind: Kind,
-    ranks: usize,
-    micro_batches: usize,
-    ranks_actions: &[Vec<Step>],
-) -> Result<()> {
+pub fn validate(kind: Kind, ranks: usize, micro_batches: usize, ranks_actions: &[Vec<Step>]) -> Result<()> {
     kind.placement_fits(ranks, micro_batches)?;
     if ranks_actions.len() != ranks {
         return Err(Error::Shape {
@@ -81,17 +76,13 @@ fn check_rank(kind: Kind, micro_batches: usize, rank: usize, steps: &[Step]) -> 
             let problem = match action.kind {
                 ActionKind::F if state.forward => Some("F twice"),
                 ActionKind::B | ActionKind::I if !state.forward => Some("backward before F"),
-                ActionKind::B | ActionKind::I if state.input => {
-                    Some("backward for the inputs twice")
-                }
+                ActionKind::B | ActionKind::I if state.input => Some("backward for the inputs twice"),
                 ActionKind::W if state.weight => Some("backward for the weights twice"),
                 ActionKind::W if !state.input => Some("W before I"),
                 _ => None,
             };
             if let Some(problem) = problem {
-                return fault(format!(
-                    "expected each action once and in its order, found {action}: {problem}"
-                ));
+                return fault(format!("expected each action once and in its order, found {action}: {problem}"));
             }
             match action.kind {
                 ActionKind::F => state.forward = true,
