@@ -205,8 +205,8 @@ fn no_more_ranks_run_than_there_are_slots() {
 fn a_message_over_a_slow_link_arrives_no_earlier_than_the_link_allows() {
     let model = LinkModel { fast: Link::INSTANT, slow: Link { latency: Duration::from_millis(5), bandwidth: 1e6 } };
     let config = WorldConfig::new(4).ranks_per_node(2).compute_slots(1).link(model);
+    let began = Instant::now();
     let got = run_threads(config, |comm: Comm| -> Result<_, Error> {
-        let began = Instant::now();
         comm.send((comm.rank() + 2) % 4, 0, vec![0u8; 10_000])?;
         comm.recv::<u8>((comm.rank() + 2) % 4, 0)?;
         Ok((began.elapsed(), comm.blocked()))
