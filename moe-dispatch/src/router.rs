@@ -16,12 +16,14 @@
 //!
 //! # Numerical policy
 //!
-//! Everything is f32. The exponential uses separately rounded multiplications and additions in one order, sums run in one
-//! order, and nothing is contracted, so the result has the same bits on every instruction set and for every number of
-//! threads; a token's result depends on its own logits and the bias only. Scores are within 4 ulp of the exact ones.
+//! Everything is f32, in one order of operations, so the result has the same bits on every instruction set and for every
+//! number of threads; a token's result depends on its own logits and the bias only. A sigmoid score has a relative error of
+//! at most 2^-22 (exponential 2^-23, sum and quotient 2^-24 each; below 2^-126 it may be zero); a softmax score at most
+//! (d + E + 8) 2^-24, d the distance of its logit from the largest.
 
 use v3_numerics::cpu::Isa;
 use v3_numerics::par;
+use v3_numerics::simd::{Kernel, LANES, Simd, dispatch, exp};
 
 use crate::error::{Error, Result};
 
@@ -222,7 +224,7 @@ pub fn route(cfg: &RouterConfig, logits: &[f32], bias: &[f32]) -> Result<Routing
     }
     let mut routing =
         Routing { tokens, top_k: k, indices: vec![0; tokens * k], weights: vec![0.0; tokens * k], scores: vec![0.0; tokens * e] };
-    let kernel = kernel();
+    let isa = Isa::detect();
     let mut items: Vec<Item<'_>> = logits
         .chunks(ROWS_PER_ITEM * e)
         .zip(routing.indices.chunks_mut(ROWS_PER_ITEM * k))
@@ -230,7 +232,9 @@ pub fn route(cfg: &RouterConfig, logits: &[f32], bias: &[f32]) -> Result<Routing
         .zip(routing.scores.chunks_mut(ROWS_PER_ITEM * e))
         .map(|(((logits, indices), weights), scores)| Item { logits, indices, weights, scores, bad: None })
         .collect();
-    par::for_each_chunk_mut(&mut items, 1, |_, item| kernel(cfg, bias, &mut item[0]));
+    par::for_each_chunk_mut(&mut items, 1, |_, item| {
+        dispatch(isa, RouteRows { cfg, bias, item: &mut item[0] });
+    });
     if let Some((i, row)) = items.iter().enumerate().find_map(|(i, item)| Some((i, item.bad?))) {
         let row = i * ROWS_PER_ITEM + row;
         let values = &logits[row * e..][..e];
@@ -306,37 +310,24 @@ struct Item<'a> {
     bad: Option<usize>,
 }
 
-type Kernel = fn(&RouterConfig, &[f32], &mut Item<'_>);
-
-/// The same loops compiled for what this processor has. They hold no fused operation and no reordered sum, so the choice
+/// [`route_rows`] for one item. The loops hold one IEEE operation after the other in a fixed order, so the instruction set
 /// changes the speed only.
-fn kernel() -> Kernel {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw")]
-        fn avx512(cfg: &RouterConfig, bias: &[f32], item: &mut Item<'_>) {
-            route_rows(cfg, bias, item);
-        }
-        #[target_feature(enable = "avx2")]
-        fn avx2(cfg: &RouterConfig, bias: &[f32], item: &mut Item<'_>) {
-            route_rows(cfg, bias, item);
-        }
-        match Isa::detect() {
-            // SAFETY: `detect` names only what the processor has, and Avx512 stands for F, BW, DQ and VL.
-            Isa::Avx512 | Isa::Avx512Bf16 => return |c, b, i| unsafe { avx512(c, b, i) },
-            // SAFETY: as above.
-            Isa::Avx2 => return |c, b, i| unsafe { avx2(c, b, i) },
-            _ => {}
-        }
-    }
-    |c, b, i| route_rows(c, b, i)
+struct RouteRows<'a, 'b> {
+    cfg: &'a RouterConfig,
+    bias: &'a [f32],
+    item: &'a mut Item<'b>,
 }
 
-/// Lanes of the loops below: the widest register, in f32. Part of the definition of the sums.
-const LANES: usize = 16;
+impl Kernel for RouteRows<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        route_rows(s, self.cfg, self.bias, self.item);
+    }
+}
 
 #[inline(always)]
-fn route_rows(cfg: &RouterConfig, bias: &[f32], item: &mut Item<'_>) {
+fn route_rows<S: Simd>(s: S, cfg: &RouterConfig, bias: &[f32], item: &mut Item<'_>) {
     let (e, k) = (cfg.num_experts, cfg.top_k);
     let mut biased = vec![0.0f32; e];
     let mut best = vec![0.0f32; k.max(cfg.topk_group)];
@@ -344,7 +335,7 @@ fn route_rows(cfg: &RouterConfig, bias: &[f32], item: &mut Item<'_>) {
     let mut kept = vec![true; cfg.n_group];
     for (row, logits) in item.logits.chunks_exact(e).enumerate() {
         let scores = &mut item.scores[row * e..][..e];
-        if !score_row(cfg.scoring, logits, scores) {
+        if !score_row(s, cfg.scoring, logits, scores) {
             item.bad = Some(row);
             return;
         }
@@ -357,7 +348,7 @@ fn route_rows(cfg: &RouterConfig, bias: &[f32], item: &mut Item<'_>) {
         }
         let size = cfg.group_size();
         if cfg.topk_group < cfg.n_group {
-            keep_groups(cfg, &biased, &mut best, &mut group_ids, &mut kept);
+            keep_groups(s, cfg, &biased, &mut best, &mut group_ids, &mut kept);
         }
         let indices = &mut item.indices[row * k..][..k];
         let mut list = TopList::new(&mut best[..k], indices);
@@ -382,17 +373,17 @@ fn route_rows(cfg: &RouterConfig, bias: &[f32], item: &mut Item<'_>) {
 
 /// Marks the `topk_group` groups with the best scores.
 #[inline(always)]
-fn keep_groups(cfg: &RouterConfig, biased: &[f32], best: &mut [f32], ids: &mut [u32], kept: &mut [bool]) {
+fn keep_groups<S: Simd>(s: S, cfg: &RouterConfig, biased: &[f32], best: &mut [f32], ids: &mut [u32], kept: &mut [bool]) {
     let (size, m) = (cfg.group_size(), cfg.scores_per_group());
     let mut scores = [0.0f32; LANES];
     let mut start = 0;
     let mut filled = 0;
     while start < cfg.n_group {
         let n = LANES.min(cfg.n_group - start);
-        for (s, values) in scores[..n].iter_mut().zip(biased[start * size..].chunks_exact(size)) {
-            *s = match m {
-                1 => max(values),
-                2 => top_two(values),
+        for (score, values) in scores[..n].iter_mut().zip(biased[start * size..].chunks_exact(size)) {
+            *score = match m {
+                1 => max(s, values),
+                2 => top_two(s, values),
                 _ => top_m(values, m),
             };
         }
@@ -409,68 +400,47 @@ fn keep_groups(cfg: &RouterConfig, biased: &[f32], best: &mut [f32], ids: &mut [
 
 /// The largest value.
 #[inline(always)]
-fn max(values: &[f32]) -> f32 {
+fn max<S: Simd>(s: S, values: &[f32]) -> f32 {
     if values.len() < LANES {
         return values.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m });
     }
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut chunks = values.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for (m, &x) in lanes.iter_mut().zip(chunk) {
-            *m = if x > *m { x } else { *m };
-        }
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut lanes = s.splat(f32::NEG_INFINITY);
+    for chunk in chunks {
+        lanes = s.max(lanes, s.load(chunk));
     }
-    for (m, &x) in lanes.iter_mut().zip(chunks.remainder()) {
-        *m = if x > *m { x } else { *m };
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = if lanes[i + width] > lanes[i] { lanes[i + width] } else { lanes[i] };
-        }
-        width /= 2;
-    }
-    lanes[0]
+    rest.iter().fold(s.reduce_max(lanes), |m, &x| if x > m { x } else { m })
 }
 
 /// Sum of the two largest of at least two values.
 #[inline(always)]
-fn top_two(values: &[f32]) -> f32 {
-    let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
-    if values.len() < 2 * LANES {
-        for &x in values {
-            (first, second) = if x > first { (x, first) } else { (first, if x > second { x } else { second }) };
+fn top_two<S: Simd>(s: S, values: &[f32]) -> f32 {
+    // The two largest of a pair of falling pairs.
+    let merge = |(a, b): (f32, f32), (c, d): (f32, f32)| {
+        let (high, low) = if c > a { (c, a) } else { (a, c) };
+        let second = if d > b { d } else { b };
+        (high, if low > second { low } else { second })
+    };
+    const LOW: f32 = f32::NEG_INFINITY;
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut best = (LOW, LOW);
+    if !chunks.is_empty() {
+        let (mut first, mut second) = (s.splat(LOW), s.splat(LOW));
+        for chunk in chunks {
+            let x = s.load(chunk);
+            second = s.max(second, s.min(first, x));
+            first = s.max(first, x);
         }
-        return first + second;
-    }
-    let mut a = [f32::NEG_INFINITY; LANES];
-    let mut b = [f32::NEG_INFINITY; LANES];
-    let mut chunks = values.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for i in 0..LANES {
-            let x = chunk[i];
-            let low = if x > a[i] { a[i] } else { x };
-            a[i] = if x > a[i] { x } else { a[i] };
-            b[i] = if low > b[i] { low } else { b[i] };
+        let (mut first, mut second) = (s.to_array(first), s.to_array(second));
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                (first[i], second[i]) = merge((first[i], second[i]), (first[i + half], second[i + half]));
+            }
         }
+        best = (first[0], second[0]);
     }
-    for (i, &x) in chunks.remainder().iter().enumerate() {
-        let low = if x > a[i] { a[i] } else { x };
-        a[i] = if x > a[i] { x } else { a[i] };
-        b[i] = if low > b[i] { low } else { b[i] };
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            let (x, y) = (a[i], a[i + width]);
-            let (high, low) = if y > x { (y, x) } else { (x, y) };
-            let second = if b[i + width] > b[i] { b[i + width] } else { b[i] };
-            a[i] = high;
-            b[i] = if low > second { low } else { second };
-        }
-        width /= 2;
-    }
-    a[0] + b[0]
+    best = rest.iter().fold(best, |best, &x| merge(best, (x, LOW)));
+    best.0 + best.1
 }
 
 /// Sum of the `m` largest, from the largest down, in passes of "the largest that comes after the last one taken".
@@ -548,7 +518,7 @@ impl<'a> TopList<'a> {
 
 /// Scores of one token; false when a logit is not finite.
 #[inline(always)]
-fn score_row(scoring: Scoring, logits: &[f32], scores: &mut [f32]) -> bool {
+fn score_row<S: Simd>(s: S, scoring: Scoring, logits: &[f32], scores: &mut [f32]) -> bool {
     let mut bad = 0u32;
     for x in logits {
         bad |= u32::from(x.to_bits() & 0x7f80_0000 == 0x7f80_0000);
@@ -558,51 +528,31 @@ fn score_row(scoring: Scoring, logits: &[f32], scores: &mut [f32]) -> bool {
     }
     match scoring {
         Scoring::Sigmoid => {
-            for (s, &x) in scores.iter_mut().zip(logits) {
-                *s = 1.0 / (1.0 + exp(-x));
+            let one = s.splat(1.0);
+            for (out, x) in scores.chunks_mut(LANES).zip(logits.chunks(LANES)) {
+                let e = exp(s, s.sub(s.splat(0.0), s.load_partial(x)));
+                s.store_partial(s.div(one, s.add(one, e)), out);
             }
         }
         Scoring::Softmax => {
-            let top = max(logits);
-            let mut lanes = [0.0f32; LANES];
-            for (out, x) in scores.chunks_mut(LANES).zip(logits.chunks(LANES)) {
-                for ((s, &x), sum) in out.iter_mut().zip(x).zip(&mut lanes) {
-                    *s = exp(x - top);
-                    *sum += *s;
-                }
+            let top = s.splat(max(s, logits));
+            let mut sum = 0.0f32;
+            let mut sums = s.splat(0.0);
+            let (chunks, rest) = logits.as_chunks::<LANES>();
+            let (out, out_rest) = scores.as_chunks_mut::<LANES>();
+            for (out, x) in out.iter_mut().zip(chunks) {
+                let e = exp(s, s.sub(s.load(x), top));
+                sums = s.add(sums, e);
+                s.store(e, out);
             }
-            let mut width = LANES / 2;
-            while width > 0 {
-                for i in 0..width {
-                    lanes[i] += lanes[i + width];
-                }
-                width /= 2;
+            s.store_partial(exp(s, s.sub(s.load_partial(rest), top)), out_rest);
+            out_rest.iter().for_each(|e| sum += e);
+            let sum = s.splat(s.reduce_add(sums) + sum);
+            for out in scores.chunks_mut(LANES) {
+                let e = s.load_partial(out);
+                s.store_partial(s.div(e, sum), out);
             }
-            scores.iter_mut().for_each(|s| *s /= lanes[0]);
         }
     }
     true
-}
-
-/// e^x within 2 ulp for x in [-87, 88], and the value at the nearer end beyond. No fused operation: see the module.
-#[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
-    const ROUND: f32 = 12_582_912.0;
-    let x = if x > 88.0 { 88.0 } else { x };
-    let x = if x < -87.0 { -87.0 } else { x };
-    let t = x * std::f32::consts::LOG2_E + ROUND;
-    let n = t - ROUND;
-    // ln 2 in two parts, the first of 9 bits: its product with n is exact.
-    let r = x - n * 0.693_359_4;
-    let r = r - n * -2.121_944_4e-4;
-    let mut p = 1.987_569_2e-4;
-    p = p * r + 1.398_199_9e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_3e-1;
-    let y = p * (r * r) + r + 1.0;
-    // The low bits of `t` hold n: shifted, they are the exponent of 2^n.
-    y * f32::from_bits((t.to_bits() << 23).wrapping_add(127 << 23))
 }
