@@ -2,6 +2,8 @@
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod order2;
+pub mod text;
 
 pub use config::Config;
 pub use error::{Error, Result};
