@@ -5,7 +5,7 @@
 //! recompute it: one more product instead of 4 T V bytes, which for 4096 tokens of DeepSeek-V3 would be 2.1 GB.
 //!
 //! **Order of summation.** A logit is one chain of fused multiply-adds over the hidden size. A row's exponentials are
-//! summed in f32 in sixteen interleaved lanes inside a chunk, the chunks in f64, in order. A row of `dh` is a chain over
+//! summed in f64, in eight interleaved lanes inside a chunk, the chunks in order. A row of `dh` is a chain over
 //! each chunk of the vocabulary, the chunks added in order: it depends on that row and the weights only. A row of `dw` is
 //! a chain over each block of tokens, the blocks added in order, and the finished sum is added to what was there once.
 //! None of it depends on the number of threads.
@@ -200,7 +200,7 @@ impl Running {
         // While all logits are minus infinity or NaN there is nothing to measure them from: 0 keeps both visible.
         let origin = if self.max == f32::NEG_INFINITY { 0.0 } else { self.max };
         math::exp_shifted(logits, origin);
-        self.sum += f64::from(math::sum_lanes(logits));
+        self.sum += math::sum_f64(logits);
     }
 
     fn lse(&self) -> f64 {

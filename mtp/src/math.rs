@@ -35,28 +35,6 @@ pub(crate) fn max(x: &[f32]) -> f32 {
     lanes.iter().chain(groups.remainder()).fold(f32::NEG_INFINITY, |m, &x| larger(m, x))
 }
 
-/// The sum in f32: sixteen interleaved running sums, added as a tree.
-pub(crate) fn sum_lanes(x: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    let mut groups = x.chunks_exact(16);
-    for group in &mut groups {
-        for (lane, &x) in lanes.iter_mut().zip(group) {
-            *lane += x;
-        }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(groups.remainder()) {
-        *lane += x;
-    }
-    let mut width = 8;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
-}
-
 /// The sum in f64: eight interleaved running sums, added as a tree.
 pub(crate) fn sum_f64(x: &[f32]) -> f64 {
     let mut lanes = [0.0f64; 8];
@@ -116,8 +94,6 @@ mod tests {
         let x: Vec<f32> = (0..1003).map(|i| i as f32).collect();
         assert_eq!(sum_f64(&x), 1002.0 * 1003.0 / 2.0);
         assert_eq!(sum_f64(&[]), 0.0);
-        assert_eq!(sum_lanes(&x), (1002 * 1003 / 2) as f32);
-        assert_eq!(sum_lanes(&[]), 0.0);
     }
 
     #[test]
