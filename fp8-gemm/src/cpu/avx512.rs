@@ -1,0 +1,88 @@
+//! AVX-512: 12 rows by 2 registers, 24 accumulators.
+
+use super::{A_STRIDE, A_STRIDE_T, Kernels, PANEL, Tile};
+use core::arch::x86_64::*;
+
+/// The most rows of a tile.
+const ROWS: usize = 12;
+
+pub(super) const KERNELS: Kernels =
+    super::elementwise::elementwise_kernels!(ROWS, tile, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+
+/// See [`super::TileFn`].
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx512f")]
+unsafe fn tile(t: &Tile, rows: usize) {
+    macro_rules! choose {
+        ($($n:literal)*) => {
+            match (rows, t.transposed) {
+                // SAFETY: the caller's promise, passed on.
+                $(($n, false) => unsafe { tile_rows::<$n, false>(t) },
+                // SAFETY: as above.
+                ($n, true) => unsafe { tile_rows::<$n, true>(t) },)*
+                _ => unreachable!("a tile has 1 to 12 rows"),
+            }
+        };
+    }
+    choose!(1 2 3 4 5 6 7 8 9 10 11 12);
+}
+
+/// # Safety
+/// As [`super::TileFn`], with `R` rows; `TRANSPOSED` must agree with the tile.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn tile_rows<const R: usize, const TRANSPOSED: bool>(t: &Tile) {
+    let (row_step, k_step) = if TRANSPOSED { (1, A_STRIDE_T) } else { (A_STRIDE, 1) };
+    let mut acc = [[_mm512_setzero_ps(); 2]; R];
+    if !t.promote && !t.first {
+        for (r, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: the caller promises a total of PANEL values for each row.
+            unsafe {
+                let total = t.total.add(r * t.total_stride);
+                *acc = [_mm512_loadu_ps(total), _mm512_loadu_ps(total.add(16))];
+            }
+        }
+    }
+    let (mut a, mut b) = (t.a, t.b);
+    for _ in 0..t.k {
+        // SAFETY: the caller promises `k` values for each row of the left operand, and a panel of `k` rows. The pointers
+        // end at most one step behind, where nothing is read.
+        unsafe {
+            let b0 = _mm512_loadu_ps(b);
+            let b1 = _mm512_loadu_ps(b.add(16));
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*a.add(r * row_step));
+                acc[0] = _mm512_fmadd_ps(x, b0, acc[0]);
+                acc[1] = _mm512_fmadd_ps(x, b1, acc[1]);
+            }
+            a = a.wrapping_add(k_step);
+            b = b.wrapping_add(PANEL);
+        }
+    }
+    // SAFETY: the caller promises a total of PANEL values for each row and, with `promote`, the scales.
+    unsafe {
+        if t.promote {
+            let c0 = _mm512_loadu_ps(t.col_scales);
+            let c1 = _mm512_loadu_ps(t.col_scales.add(16));
+            for (r, acc) in acc.iter().enumerate() {
+                let total = t.total.add(r * t.total_stride);
+                let s = _mm512_set1_ps(*t.row_scales.add(r));
+                let (before0, before1) = if t.first {
+                    (_mm512_setzero_ps(), _mm512_setzero_ps())
+                } else {
+                    (_mm512_loadu_ps(total), _mm512_loadu_ps(total.add(16)))
+                };
+                _mm512_storeu_ps(total, _mm512_fmadd_ps(acc[0], _mm512_mul_ps(s, c0), before0));
+                _mm512_storeu_ps(total.add(16), _mm512_fmadd_ps(acc[1], _mm512_mul_ps(s, c1), before1));
+            }
+        } else {
+            for (r, acc) in acc.iter().enumerate() {
+                let total = t.total.add(r * t.total_stride);
+                _mm512_storeu_ps(total, acc[0]);
+                _mm512_storeu_ps(total.add(16), acc[1]);
+            }
+        }
+    }
+}
