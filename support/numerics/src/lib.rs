@@ -8,6 +8,9 @@ pub mod formats;
 pub mod gemm;
 pub mod ops;
 pub mod par;
+pub mod reference;
+mod scratch;
+pub mod simd;
 pub mod view;
 
 pub use error::{Error, Result};
