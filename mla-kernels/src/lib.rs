@@ -2,6 +2,7 @@
 
 mod absorb;
 mod cache;
+mod cpu;
 mod decode;
 mod error;
 mod prefill;
