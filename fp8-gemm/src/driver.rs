@@ -1,16 +1,17 @@
 //! The blocking around the tile kernels, for bf16 and FP8.
 //!
-//! A task is up to 192 rows by 512 columns of one product. For each 512 of k it decodes its rows of the left operand to f32 once; then, panel by
+//! A task is up to 196 rows by 512 columns of one product. For each 512 of k it decodes its rows of the left operand to f32 once; then, panel by
 //! panel and 128 of k at a time, it decodes the panel into the first cache and runs the tiles over it. Totals stay in the output
 //! itself when that is f32 and plain, in scratch otherwise.
 //!
 //! How rows and columns fall into tasks depends on shapes and thread count, and no result does: an output element sees its k in one order.
 
-use crate::cpu::{A_STRIDE, A_STRIDE_T, K_CHUNK, Kernels, PANEL, ROW_CHUNK, Tile, kernels};
+use crate::cpu::{self, A_STRIDE, A_STRIDE_T, K_CHUNK, PANEL, ROW_CHUNK, Strip};
 use crate::operand::{Operand, Output};
 use crate::packed::{Packed, Panels};
 use crate::scaled::{BLOCK, BlockScaledRef};
 use std::cell::RefCell;
+use v3_numerics::cpu::Isa;
 use v3_numerics::view::MatRef;
 use v3_numerics::{bf16, convert, par};
 
@@ -67,7 +68,7 @@ thread_local! {
 
 /// Runs all jobs.
 pub(crate) fn run(jobs: Vec<Job<'_>>, accumulate: bool) {
-    let kernels = kernels();
+    let isa = Isa::detect();
     let work: usize = jobs.iter().map(|j| j.a.rows() * j.b.n * j.b.k).sum();
     let threads = if work < PARALLEL_FROM { 1 } else { par::num_threads() };
     let total_rows: usize = jobs.iter().map(|j| j.a.rows()).sum();
@@ -93,10 +94,11 @@ pub(crate) fn run(jobs: Vec<Job<'_>>, accumulate: bool) {
     let body = |i: usize| {
         let Task { job, rows, panels } = &tasks[i];
         let (a, b) = &jobs[*job];
-        SCRATCH.with_borrow_mut(|scratch| {
-            // SAFETY: tasks cover disjoint rows or columns of outputs that this function borrows.
-            unsafe { run_task(&kernels, a, b, outputs[*job], rows.clone(), panels.clone(), accumulate, scratch) }
-        });
+        // Taken, not borrowed: were this thread ever to run another task in the middle of this one, that would get its own.
+        let mut scratch = SCRATCH.take();
+        // SAFETY: tasks cover disjoint rows or columns of outputs that this function borrows.
+        unsafe { run_task(isa, a, b, outputs[*job], rows.clone(), panels.clone(), accumulate, &mut scratch) };
+        SCRATCH.set(scratch);
     };
     if threads == 1 { (0..tasks.len()).for_each(body) } else { par::for_each(tasks.len(), body) }
 }
@@ -127,7 +129,7 @@ fn part(len: usize, parts: usize, i: usize) -> std::ops::Range<usize> {
 /// # Safety
 /// `output` must be valid for `a.rows()` rows and `b.n` columns, and nothing else may reach the elements of `rows` x `panels` meanwhile.
 unsafe fn run_task(
-    kernels: &Kernels,
+    isa: Isa,
     a: &Operand<'_>,
     b: &Packed,
     output: RawOutput,
@@ -160,7 +162,7 @@ unsafe fn run_task(
 
     for k0 in (0..k).step_by(K_CHUNK) {
         let k1 = (k0 + K_CHUNK).min(k);
-        load_left(kernels, a, rows.clone(), k0..k1, transposed, &mut scratch.a, &mut scratch.row_scales);
+        load_left(isa, a, rows.clone(), k0..k1, transposed, &mut scratch.a, &mut scratch.row_scales);
         for p in panels.clone() {
             let (total, total_stride) = place(p);
             for first in (k0..k1).step_by(BLOCK) {
@@ -169,17 +171,17 @@ unsafe fn run_task(
                 let panel = &mut scratch.panel[..len * PANEL];
                 let mut col_scales = std::ptr::null();
                 match &b.panels {
-                    Panels::Bf16(data) => convert::bf16_to_f32(&data[at..at + len * PANEL], panel),
+                    Panels::Bf16(data) => cpu::decode_bf16(isa, &data[at..at + len * PANEL], panel),
                     Panels::Fp8(data, scales) => {
                         let at_scale = (p * k.div_ceil(BLOCK) + first / BLOCK) * PANEL;
                         col_scales = scales[at_scale..at_scale + PANEL].as_ptr();
-                        convert::e4m3_to_f32(&data[at..at + len * PANEL], panel)
+                        convert::e4m3_to_f32(&data[at..at + len * PANEL], panel).expect("equal lengths");
                     }
                     Panels::F32(_) => unreachable!("f32 products do not come here"),
                 }
-                .expect("both slices have the same length");
                 let a_step = if transposed { A_STRIDE_T } else { 1 };
-                let mut tile = Tile {
+                let strip = Strip {
+                    rows: m,
                     a: scratch.a[(first - k0) * a_step..].as_ptr(),
                     b: panel.as_ptr(),
                     k: len,
@@ -191,18 +193,9 @@ unsafe fn run_task(
                     transposed,
                     promote,
                 };
-                let tiles = m.div_ceil(kernels.rows);
-                for t in 0..tiles {
-                    let part = part(m, tiles, t);
-                    // SAFETY: the left operand and its scales were loaded for all rows and this stretch of k; the panel was
-                    // decoded; `place` gave room for all rows; `Kernels` come from an instruction set that is there.
-                    unsafe {
-                        (kernels.tile)(&tile, part.len());
-                        tile.a = tile.a.add(part.len() * if transposed { 1 } else { A_STRIDE });
-                        tile.row_scales = tile.row_scales.add(part.len());
-                        tile.total = tile.total.wrapping_add(part.len() * total_stride);
-                    }
-                }
+                // SAFETY: the left operand and its scales were loaded for all rows and this stretch of k; the panel was decoded;
+                // `place` gave room for all rows.
+                unsafe { cpu::run_strip(isa, &strip) };
             }
         }
     }
@@ -261,7 +254,7 @@ fn runs_along_columns(a: &Operand<'_>) -> bool {
 
 /// Decodes `rows` x `ks` of the left operand, and its scales, `[128 of k, ROW_CHUNK]`.
 fn load_left(
-    kernels: &Kernels,
+    isa: Isa,
     a: &Operand<'_>,
     rows: std::ops::Range<usize>,
     ks: std::ops::Range<usize>,
@@ -270,10 +263,8 @@ fn load_left(
     scales: &mut [f32],
 ) {
     match a {
-        Operand::Bf16(a) => load(*a, rows, ks, transposed, out, |x, y| {
-            convert::bf16_to_f32(x, y).expect("equal lengths");
-        }),
-        Operand::RoundedToBf16(a) => load(*a, rows, ks, transposed, out, |x, y| kernels.round_bf16(x, y)),
+        Operand::Bf16(a) => load(*a, rows, ks, transposed, out, |x, y| cpu::decode_bf16(isa, x, y)),
+        Operand::RoundedToBf16(a) => load(*a, rows, ks, transposed, out, |x, y| cpu::round_bf16(isa, x, y)),
         Operand::Fp8(a) => {
             load_scales(*a, rows.clone(), ks.clone(), scales);
             load(a.data(), rows, ks, transposed, out, |x, y| {
@@ -281,20 +272,17 @@ fn load_left(
             });
         }
         Operand::QuantizedRows(a, policy) => {
-            let mut gathered = [0.0; BLOCK];
+            let mut gathered = Vec::new();
             for (r, i) in rows.enumerate() {
-                for (block, first) in ks.clone().step_by(BLOCK).enumerate() {
-                    let len = (ks.end - first).min(BLOCK);
-                    let x = if a.has_contiguous_rows() {
-                        &a.row(i)[first..first + len]
-                    } else {
-                        (0..len).for_each(|p| gathered[p] = *a.at(i, first + p));
-                        &gathered[..len]
-                    };
-                    let scale = policy.scale(kernels.amax(x));
-                    scales[block * ROW_CHUNK + r] = scale.scale;
-                    kernels.round(x, scale.reciprocal, &mut out[r * A_STRIDE + block * BLOCK..][..len]);
-                }
+                let x = if a.has_contiguous_rows() {
+                    &a.row(i)[ks.clone()]
+                } else {
+                    gathered.clear();
+                    gathered.extend(ks.clone().map(|p| *a.at(i, p)));
+                    &gathered
+                };
+                let values = &mut out[r * A_STRIDE..][..ks.len()];
+                cpu::quantize_row_values(isa, x, *policy, values, &mut scales[r..], ROW_CHUNK);
             }
         }
         Operand::F32(_) => unreachable!("f32 products do not come here"),

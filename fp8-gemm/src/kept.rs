@@ -1,8 +1,9 @@
 //! E5M6 rows: 12 bits a value, for activations that are kept for the backward pass and quantised anew there.
 
-use crate::cpu::kernels;
+use crate::cpu;
 use crate::error::{Result, check_len};
 use crate::scaled::BLOCK;
+use v3_numerics::cpu::Isa;
 use v3_numerics::view::MatRef;
 use v3_numerics::{e5m6, par};
 
@@ -34,7 +35,7 @@ fn block_scale(amax: f32) -> f32 {
 impl E5m6Rows {
     /// Encodes `x` `[rows, cols]`. An infinity becomes the largest value of its block's scale, NaN stays NaN.
     pub fn encode(x: MatRef<'_, f32>) -> E5m6Rows {
-        let kernels = kernels();
+        let isa = Isa::detect();
         let (rows, cols) = (x.rows(), x.cols());
         let blocks = cols.div_ceil(BLOCK);
         let row_bytes = e5m6::packed_len(cols);
@@ -52,7 +53,7 @@ impl E5m6Rows {
                         for (p, value) in block[..len].iter_mut().enumerate() {
                             *value = x.at(t * ROWS + i, first + p).clamp(-f32::MAX, f32::MAX);
                         }
-                        *scale = block_scale(kernels.amax(&block[..len]));
+                        *scale = block_scale(cpu::amax(isa, &block[..len]));
                         // Dividing by a power of two is exact, and cannot overflow as multiplying by 2^126 * 2 could.
                         block[..len].iter_mut().for_each(|x| *x /= *scale);
                         let at = e5m6::packed_len(first);

@@ -4,9 +4,10 @@
 //! and becomes 448 times the scale, with its sign. The scale follows from `amax` by the [`ScalePolicy`], and a code is the E4M3 value
 //! nearest to `x * reciprocal` (that product rounded to f32), ties to even, saturating.
 
-use crate::cpu::{Kernels, kernels};
+use crate::cpu;
 use crate::error::{Error, Result, check_len};
 use crate::scaled::{BLOCK, Block, BlockScaled, ScalePolicy};
+use v3_numerics::cpu::Isa;
 use v3_numerics::view::MatRef;
 use v3_numerics::{E4M3, convert, par};
 
@@ -48,20 +49,20 @@ impl Rows for SwigluRows<'_> {
 struct Dequantized<'a> {
     x: &'a BlockScaled,
     first: usize,
-    kernels: Kernels,
+    isa: Isa,
 }
 
 impl Rows for Dequantized<'_> {
     fn row<'b>(&'b self, i: usize, buffer: &'b mut Vec<f32>) -> &'b [f32] {
         buffer.resize(self.x.cols(), 0.0);
-        dequantize_row(&self.kernels, self.x, self.first + i, buffer);
+        dequantize_row(self.isa, self.x, self.first + i, buffer);
         buffer
     }
 }
 
 /// 1x128 of the rows of a source.
 fn quantize_rows(rows: usize, cols: usize, policy: ScalePolicy, source: &impl Rows) -> BlockScaled {
-    let kernels = kernels();
+    let isa = Isa::detect();
     let blocks = cols.div_ceil(BLOCK);
     let mut data = vec![E4M3(0); rows * cols];
     let mut scales = vec![0.0; rows * blocks];
@@ -72,11 +73,7 @@ fn quantize_rows(rows: usize, cols: usize, policy: ScalePolicy, source: &impl Ro
             let mut buffer = Vec::new();
             for (i, (data, scales)) in data.chunks_mut(cols).zip(scales.chunks_mut(blocks)).enumerate() {
                 let x = source.row(t * ROWS + i, &mut buffer);
-                for ((x, data), out) in x.chunks(BLOCK).zip(data.chunks_mut(BLOCK)).zip(scales) {
-                    let scale = policy.scale(kernels.amax(x));
-                    *out = scale.scale;
-                    kernels.encode(x, scale.reciprocal, data);
-                }
+                cpu::quantize_row(isa, x, policy, data, scales);
             }
         });
     }
@@ -101,7 +98,7 @@ pub fn quantize_128x1(x: MatRef<'_, f32>, policy: ScalePolicy) -> BlockScaled {
 
 /// 128x1 of the rows of a source, each asked for twice.
 fn quantize_columns(rows: usize, cols: usize, policy: ScalePolicy, source: &impl Rows) -> BlockScaled {
-    let kernels = kernels();
+    let isa = Isa::detect();
     let mut data = vec![E4M3(0); rows * cols];
     let mut scales = vec![0.0; rows.div_ceil(BLOCK) * cols];
     if rows * cols > 0 {
@@ -111,7 +108,7 @@ fn quantize_columns(rows: usize, cols: usize, policy: ScalePolicy, source: &impl
             let mut buffer = Vec::new();
             let height = data.len() / cols;
             for i in 0..height {
-                kernels.amax_columns(source.row(t * BLOCK + i, &mut buffer), scales);
+                cpu::amax_columns(isa, source.row(t * BLOCK + i, &mut buffer), scales);
             }
             let mut reciprocals = vec![0.0; cols];
             for (scale, reciprocal) in scales.iter_mut().zip(&mut reciprocals) {
@@ -119,7 +116,7 @@ fn quantize_columns(rows: usize, cols: usize, policy: ScalePolicy, source: &impl
                 (*scale, *reciprocal) = (s.scale, s.reciprocal);
             }
             for (i, data) in data.chunks_mut(cols).enumerate() {
-                kernels.encode_columns(source.row(t * BLOCK + i, &mut buffer), &reciprocals, data);
+                cpu::encode_columns(isa, source.row(t * BLOCK + i, &mut buffer), &reciprocals, data);
             }
         });
     }
@@ -140,7 +137,7 @@ pub fn quantize_1x128_with_transpose(x: MatRef<'_, f32>, policy: ScalePolicy) ->
 
 /// 128x128: `w` `[rows, cols]` with a scale for each 128 by 128 values. For weights; never for gradients of activations.
 pub fn quantize_128x128(w: MatRef<'_, f32>, policy: ScalePolicy) -> BlockScaled {
-    let kernels = kernels();
+    let isa = Isa::detect();
     let (rows, cols) = (w.rows(), w.cols());
     let blocks = cols.div_ceil(BLOCK);
     let mut data = vec![E4M3(0); rows * cols];
@@ -154,9 +151,7 @@ pub fn quantize_128x128(w: MatRef<'_, f32>, policy: ScalePolicy) -> BlockScaled 
             let mut reciprocals = vec![0.0; blocks];
             for i in 0..height {
                 let row = row_of(w, t * BLOCK + i, &mut buffer);
-                for (x, amax) in row.chunks(BLOCK).zip(scales.iter_mut()) {
-                    *amax = kernels.amax(x).max(*amax);
-                }
+                cpu::amax_blocks(isa, row, scales);
             }
             for (scale, reciprocal) in scales.iter_mut().zip(&mut reciprocals) {
                 let s = policy.scale(*scale);
@@ -164,9 +159,7 @@ pub fn quantize_128x128(w: MatRef<'_, f32>, policy: ScalePolicy) -> BlockScaled 
             }
             for (i, data) in data.chunks_mut(cols).enumerate() {
                 let row = row_of(w, t * BLOCK + i, &mut buffer);
-                for ((x, r), data) in row.chunks(BLOCK).zip(&reciprocals).zip(data.chunks_mut(BLOCK)) {
-                    kernels.encode(x, *r, data);
-                }
+                cpu::encode_blocks(isa, row, &reciprocals, data);
             }
         });
     }
@@ -190,27 +183,25 @@ pub fn dequantize_into(x: &BlockScaled, out: &mut [f32]) -> Result<()> {
     if cols == 0 {
         return Ok(());
     }
-    let kernels = kernels();
+    let isa = Isa::detect();
     par::for_each_chunk_mut(out, ROWS * cols, |t, out| {
         for (i, out) in out.chunks_mut(cols).enumerate() {
-            dequantize_row(&kernels, x, t * ROWS + i, out);
+            dequantize_row(isa, x, t * ROWS + i, out);
         }
     });
     Ok(())
 }
 
-fn dequantize_row(kernels: &Kernels, x: &BlockScaled, i: usize, out: &mut [f32]) {
+fn dequantize_row(isa: Isa, x: &BlockScaled, i: usize, out: &mut [f32]) {
     let cols = x.cols();
     convert::e4m3_to_f32(&x.data()[i * cols..(i + 1) * cols], out).expect("equal lengths");
     let scale_cols = x.block().scale_shape(x.rows(), cols).1;
     let scale_row = x.block().scale_index(i, 0).0;
     let scales = &x.scales()[scale_row * scale_cols..(scale_row + 1) * scale_cols];
     if x.block() == Block::Col128 {
-        kernels.scale_columns(out, scales);
+        cpu::scale_columns(isa, out, scales);
     } else {
-        for (out, s) in out.chunks_mut(BLOCK).zip(scales) {
-            kernels.scale(out, *s);
-        }
+        cpu::scale_blocks(isa, out, scales);
     }
 }
 
@@ -222,7 +213,7 @@ pub fn retile_128x1(x: &BlockScaled, policy: ScalePolicy) -> BlockScaled {
 
 /// [`retile_128x1`] of the rows of `range`, which the caller has checked; blocks begin at its start.
 pub(crate) fn retile_rows(x: &BlockScaled, range: std::ops::Range<usize>, policy: ScalePolicy) -> BlockScaled {
-    let source = Dequantized { x, first: range.start, kernels: kernels() };
+    let source = Dequantized { x, first: range.start, isa: Isa::detect() };
     quantize_columns(range.len(), x.cols(), policy, &source)
 }
 

@@ -1,0 +1,337 @@
+//! The inner loops, written once over [`v3_numerics::simd`] and instantiated for each instruction set.
+//!
+//! Every instruction set gives the same bits: the tiles keep one order of fused multiply-adds for each output element, and the
+//! element-wise loops, which are plain Rust for the compiler to vectorise, round where the reference does.
+//!
+//! [`Isa::Avx512Bf16`] runs the AVX-512 loops: bf16 and E4M3 operands become f32 when they are decoded, where a product of two is
+//! exact. Where the bf16 dot product runs at half the rate of f32 multiply-adds this is also the fastest way.
+
+use crate::scaled::{BLOCK, ScalePolicy};
+use v3_numerics::cpu::Isa;
+use v3_numerics::simd::{Kernel, LANES, Simd, dispatch};
+use v3_numerics::{E4M3, bf16};
+
+/// The columns of a packed panel.
+pub(crate) const PANEL: usize = 2 * LANES;
+
+/// The values of k that are decoded at a time.
+pub(crate) const K_CHUNK: usize = 512;
+
+/// The most rows that a task decodes at a time.
+pub(crate) const ROW_CHUNK: usize = 196;
+
+/// Distance between the rows of decoded left operands, when k runs along them: one line more than they need, so that the rows
+/// of a tile do not compete for the same sets of the first cache.
+pub(crate) const A_STRIDE: usize = K_CHUNK + 16;
+
+/// Distance between the k of decoded left operands, when rows run along them.
+pub(crate) const A_STRIDE_T: usize = 208;
+
+/// Rows by [`PANEL`] columns, over up to 128 values of k.
+#[derive(Clone, Copy)]
+pub(crate) struct Strip {
+    pub rows: usize,
+    /// Decoded left operand: element `(r, p)` at `r * A_STRIDE + p`, or at `p * A_STRIDE_T + r` when `transposed`.
+    pub a: *const f32,
+    /// Decoded panel, `[k, PANEL]`.
+    pub b: *const f32,
+    /// The length of the sum.
+    pub k: usize,
+    /// The totals, `[rows, PANEL]` with row stride `total_stride`.
+    pub total: *mut f32,
+    pub total_stride: usize,
+    /// One scale a row (promotion only).
+    pub row_scales: *const f32,
+    /// One scale a column (promotion only), `PANEL` of them.
+    pub col_scales: *const f32,
+    /// Whether totals begin at +0 instead of at what is there.
+    pub first: bool,
+    pub transposed: bool,
+    /// Whether a fresh chain is scaled and added to the totals; else the totals are the chain, continued.
+    pub promote: bool,
+}
+
+/// Runs the tiles of a strip.
+///
+/// # Safety
+/// The pointers must be valid for the extents that [`Strip`] documents, and nothing else may reach the totals meanwhile.
+pub(crate) unsafe fn run_strip(isa: Isa, strip: &Strip) {
+    dispatch(isa, *strip);
+}
+
+impl Kernel for Strip {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        macro_rules! tile {
+            ($tile:expr, $vectors:literal, $rows:expr, $($n:literal)+) => {
+                match ($rows, self.transposed) {
+                    $(
+                        ($n, false) if $n <= S::TILE_ROWS => s.outline(Tile::<$n, $vectors, false>($tile)),
+                        ($n, true) if $n <= S::TILE_ROWS => s.outline(Tile::<$n, $vectors, true>($tile)),
+                    )+
+                    _ => unreachable!("a tile has from 1 to {} rows", S::TILE_ROWS),
+                }
+            };
+        }
+        // Tiles of nearly equal height.
+        let count = self.rows.div_ceil(S::TILE_ROWS);
+        for i in 0..count {
+            let (first, end) = (self.rows * i / count, self.rows * (i + 1) / count);
+            let mut tile = self;
+            tile.a = self.a.wrapping_add(first * if self.transposed { 1 } else { A_STRIDE });
+            tile.total = self.total.wrapping_add(first * self.total_stride);
+            tile.row_scales = self.row_scales.wrapping_add(first);
+            if S::TILE_VECTORS == 2 {
+                tile!(tile, 2, end - first, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+            } else {
+                tile!(tile, 1, end - first, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+                tile.b = tile.b.wrapping_add(LANES);
+                tile.total = tile.total.wrapping_add(LANES);
+                tile.col_scales = tile.col_scales.wrapping_add(LANES);
+                tile!(tile, 1, end - first, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+            }
+        }
+    }
+}
+
+/// `R` rows by `V` vectors, in registers.
+struct Tile<const R: usize, const V: usize, const TRANSPOSED: bool>(Strip);
+
+impl<const R: usize, const V: usize, const TRANSPOSED: bool> Kernel for Tile<R, V, TRANSPOSED> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let t = self.0;
+        let (row_step, k_step) = if TRANSPOSED { (1, A_STRIDE_T) } else { (A_STRIDE, 1) };
+        let zero = s.splat(0.0);
+        let mut acc = [[zero; V]; R];
+        // SAFETY: `run_strip`'s caller promises `k` values for each row of the left operand, a panel of `k` rows, totals for each
+        // row and, with `promote`, the scales.
+        unsafe {
+            if !t.promote && !t.first {
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    for (v, acc) in acc.iter_mut().enumerate() {
+                        *acc = s.load_ptr(t.total.add(r * t.total_stride + v * LANES));
+                    }
+                }
+            }
+            let (mut a, mut b) = (t.a, t.b);
+            for _ in 0..t.k {
+                let mut row = [zero; V];
+                for (v, x) in row.iter_mut().enumerate() {
+                    *x = s.load_ptr(b.add(v * LANES));
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let x = s.splat(*a.add(r * row_step));
+                    for (v, acc) in acc.iter_mut().enumerate() {
+                        *acc = s.mul_add(x, row[v], *acc);
+                    }
+                }
+                // The last step leads one behind the end, where nothing is read.
+                a = a.wrapping_add(k_step);
+                b = b.wrapping_add(PANEL);
+            }
+            for (r, acc) in acc.iter().enumerate() {
+                for (v, acc) in acc.iter().enumerate() {
+                    let total = t.total.add(r * t.total_stride + v * LANES);
+                    if t.promote {
+                        let scale = s.mul(s.splat(*t.row_scales.add(r)), s.load_ptr(t.col_scales.add(v * LANES)));
+                        let before = if t.first { zero } else { s.load_ptr(total) };
+                        s.store_ptr(s.mul_add(*acc, scale, before), total);
+                    } else {
+                        s.store_ptr(*acc, total);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Declares functions whose bodies are compiled for each instruction set and run on the one that the first argument names.
+macro_rules! loops {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),*) $(-> $output:ty)? $body:block)*) => {$(
+        $(#[$doc])*
+        pub(crate) fn $name(isa: Isa, $($arg: $type),*) $(-> $output)? {
+            struct Loop<F>(F);
+            impl<F: FnOnce() -> R, R> Kernel for Loop<F> {
+                type Output = R;
+                #[inline(always)]
+                fn run<S: Simd>(self, _: S) -> R {
+                    (self.0)()
+                }
+            }
+            dispatch(isa, Loop(#[inline(always)] || $body))
+        }
+    )*};
+}
+
+loops! {
+    /// A row in 1x128 blocks: codes, and a scale for each block.
+    fn quantize_row(x: &[f32], policy: ScalePolicy, codes: &mut [E4M3], scales: &mut [f32]) {
+        for ((x, codes), out) in x.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(scales) {
+            let scale = policy.scale(amax_of(x));
+            *out = scale.scale;
+            for (code, x) in codes.iter_mut().zip(x) {
+                *code = to_e4m3(*x * scale.reciprocal);
+            }
+        }
+    }
+
+    /// A row in 1x128 blocks, as the f32 values of the codes; the scale of block `b` goes to `scales[b * scale_stride]`.
+    fn quantize_row_values(x: &[f32], policy: ScalePolicy, values: &mut [f32], scales: &mut [f32], scale_stride: usize) {
+        for (b, (x, values)) in x.chunks(BLOCK).zip(values.chunks_mut(BLOCK)).enumerate() {
+            let scale = policy.scale(amax_of(x));
+            scales[b * scale_stride] = scale.scale;
+            for (value, x) in values.iter_mut().zip(x) {
+                *value = round_to_e4m3(*x * scale.reciprocal);
+            }
+        }
+    }
+
+    /// Raises the largest magnitude of each 128 columns.
+    fn amax_blocks(x: &[f32], amax: &mut [f32]) {
+        for (x, amax) in x.chunks(BLOCK).zip(amax) {
+            *amax = amax_of(x).max(*amax);
+        }
+    }
+
+    /// Raises the largest magnitude of each column.
+    fn amax_columns(x: &[f32], amax: &mut [f32]) {
+        for (amax, x) in amax.iter_mut().zip(x) {
+            *amax = f32::from_bits(amax.to_bits().max(magnitude(*x)));
+        }
+    }
+
+    /// Codes, with a factor for each 128 columns.
+    fn encode_blocks(x: &[f32], reciprocals: &[f32], codes: &mut [E4M3]) {
+        for ((x, r), codes) in x.chunks(BLOCK).zip(reciprocals).zip(codes.chunks_mut(BLOCK)) {
+            for (code, x) in codes.iter_mut().zip(x) {
+                *code = to_e4m3(*x * *r);
+            }
+        }
+    }
+
+    /// Codes, with a factor for each column.
+    fn encode_columns(x: &[f32], reciprocals: &[f32], codes: &mut [E4M3]) {
+        for ((code, x), r) in codes.iter_mut().zip(x).zip(reciprocals) {
+            *code = to_e4m3(*x * *r);
+        }
+    }
+
+    /// The largest magnitude, as [`crate::reference::amax`].
+    fn amax(x: &[f32]) -> f32 {
+        amax_of(x)
+    }
+
+    /// `bf16::from_f32(x).to_f32()`.
+    fn round_bf16(x: &[f32], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = f32::from_bits(u32::from(to_bf16(*x)) << 16);
+        }
+    }
+
+    /// The values of bf16.
+    fn decode_bf16(x: &[bf16], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = f32::from_bits(u32::from(x.to_bits()) << 16);
+        }
+    }
+
+    /// `x *= s` with a factor for each 128 columns.
+    fn scale_blocks(x: &mut [f32], scales: &[f32]) {
+        for (x, s) in x.chunks_mut(BLOCK).zip(scales) {
+            for x in x {
+                *x *= *s;
+            }
+        }
+    }
+
+    /// `x *= s` with a factor for each.
+    fn scale_columns(x: &mut [f32], scales: &[f32]) {
+        for (x, s) in x.iter_mut().zip(scales) {
+            *x *= *s;
+        }
+    }
+}
+
+/// The bits of a magnitude, with NaN as 0 and infinity as the largest finite value.
+#[inline(always)]
+fn magnitude(x: f32) -> u32 {
+    let bits = x.to_bits() & 0x7fff_ffff;
+    if bits > 0x7f80_0000 { 0 } else { bits.min(0x7f7f_ffff) }
+}
+
+#[inline(always)]
+fn amax_of(x: &[f32]) -> f32 {
+    // Magnitudes are ordered as their bits are; lanes keep the maximum free of a chain.
+    let mut lanes = [0u32; 2 * LANES];
+    let (chunks, rest) = x.as_chunks::<{ 2 * LANES }>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = (*lane).max(magnitude(*x));
+        }
+    }
+    let tail = rest.iter().map(|x| magnitude(*x)).fold(0, u32::max);
+    f32::from_bits(lanes.into_iter().fold(tail, u32::max))
+}
+
+/// `E4M3::from_f32`, without a branch.
+#[inline(always)]
+fn to_e4m3(x: f32) -> E4M3 {
+    let bits = round_to_e4m3(x).to_bits();
+    let sign = (bits >> 24) & 0x80;
+    let magnitude = bits & 0x7fff_ffff;
+    let normal = (magnitude >> 20).wrapping_sub(120 << 3);
+    // Subnormal codes count multiples of 2^-9; adding 2^14 puts that count into the lowest bits of the mantissa.
+    let subnormal = (f32::from_bits(magnitude) + 16384.0).to_bits() & 7;
+    let code = if magnitude >= 0x3c80_0000 { normal } else { subnormal };
+    let code = if magnitude > 0x7f80_0000 { 0x7f } else { code };
+    E4M3((sign | code) as u8)
+}
+
+/// The nearest value that E4M3 has, ties to even, saturating; NaN stays NaN.
+#[inline(always)]
+fn round_to_e4m3(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    let limited = magnitude.min(448.0f32.to_bits());
+    // 2^20 times the power of two below the value (2^-6 for subnormals) has its last place where the code has its.
+    let magic = f32::from_bits((limited & 0x7f80_0000).max((127 - 6) << 23) + (20 << 23));
+    let rounded = ((f32::from_bits(limited) + magic) - magic).to_bits();
+    let rounded = if magnitude > 0x7f80_0000 { 0x7fc0_0000 } else { rounded };
+    f32::from_bits(rounded | (bits & 0x8000_0000))
+}
+
+/// `bf16::from_f32`, without a branch.
+#[inline(always)]
+fn to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { nearest }) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every bf16, and every f32 whose lower half is next to where rounding turns.
+    fn inputs() -> impl Iterator<Item = f32> {
+        (0..=u16::MAX)
+            .flat_map(|high| [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| f32::from_bits(u32::from(high) << 16 | low)))
+    }
+
+    #[test]
+    fn branchless_conversions_equal_the_formats() {
+        for x in inputs() {
+            let code = E4M3::from_f32(x);
+            assert_eq!(to_e4m3(x).0, code.0, "{x:e}");
+            let value = round_to_e4m3(x);
+            assert!(value.to_bits() == code.to_f32().to_bits() || value.is_nan() && code.is_nan(), "{x:e}");
+            assert_eq!(to_bf16(x), bf16::from_f32(x).to_bits(), "{x:e}");
+        }
+    }
+}
