@@ -198,6 +198,14 @@ impl Rhs<'_> {
 /// A pointer whose users keep to disjoint places.
 #[derive(Clone, Copy)]
 struct SendPtr(*mut f32);
+
+impl SendPtr {
+    /// The address `offset` values further on.
+    fn at(self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+}
+
 // SAFETY: see the type.
 unsafe impl Send for SendPtr {}
 // SAFETY: see the type.
@@ -211,11 +219,9 @@ fn packed_b_len(k: usize, n: usize) -> usize {
 fn pack_panels(isa: Isa, b: MatRef<'_, f32>, out: SendPtr) {
     let (k, n) = (b.rows(), b.cols());
     let pack = |panel: usize| {
-        // All of the struct, or the closure would capture the bare pointer.
-        let out = out;
         let (first, end) = (panel * PANEL, n.min((panel + 1) * PANEL));
         if let Ok(b) = b.col_range(first..end) {
-            dispatch(isa, PackB { b, out: out.0.wrapping_add(first * k) });
+            dispatch(isa, PackB { b, out: out.at(first * k) });
         }
     };
     let panels = n.div_ceil(PANEL);
