@@ -31,4 +31,7 @@ pub enum Error {
         /// The combination.
         what: String,
     },
+    /// Ranks could not exchange something: another rank failed, or they disagree.
+    #[error(transparent)]
+    Ranks(#[from] v3_ranks::Error),
 }
