@@ -147,6 +147,8 @@ pub struct Stats {
     pub in_flight: usize,
     /// The most there ever were; at most `max_in_flight`.
     pub most_in_flight: usize,
+    /// Submitters waiting for a free buffer now.
+    pub waiting: usize,
     /// Bytes of the averages.
     pub average_bytes: usize,
     /// Bytes of the staging buffers allocated so far.
@@ -492,7 +494,7 @@ impl Ema {
 
     /// Counters since the start. Never waits for the worker.
     pub fn stats(&self) -> Stats {
-        let (in_flight, most_in_flight) = self.shared.ring.in_flight();
+        let load = self.shared.ring.load();
         let times = lock(&self.shared.times);
         Stats {
             submitted: times.submitted,
@@ -502,8 +504,9 @@ impl Ema {
             blocked_seconds: times.blocked.as_secs_f64(),
             copy_seconds: times.copy.as_secs_f64(),
             update_seconds: times.update.as_secs_f64(),
-            in_flight,
-            most_in_flight,
+            in_flight: load.in_flight,
+            most_in_flight: load.most_in_flight,
+            waiting: load.waiting,
             average_bytes: 4 * self.shard_len(),
             staging_bytes: self.shared.staging_bytes.load(Ordering::Relaxed),
         }

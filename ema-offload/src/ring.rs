@@ -38,13 +38,15 @@ struct State<B, J> {
     /// Buffers that are neither free nor being filled: queued, or with the worker.
     in_flight: usize,
     most_in_flight: usize,
+    /// Submitters in `acquire` without a buffer.
+    waiting: usize,
     stopped: Option<Stopped>,
 }
 
 impl<B, J> Ring<B, J> {
     /// A ring of these buffers, all free.
     pub fn new(buffers: Vec<B>) -> Self {
-        let state = State { free: buffers, queue: VecDeque::new(), in_flight: 0, most_in_flight: 0, stopped: None };
+        let state = State { free: buffers, queue: VecDeque::new(), in_flight: 0, most_in_flight: 0, waiting: 0, stopped: None };
         Self { state: Mutex::new(state), freed: Condvar::new(), queued: Condvar::new(), idle: Condvar::new() }
     }
 
@@ -65,7 +67,9 @@ impl<B, J> Ring<B, J> {
                 return Ok((buffer, waited));
             }
             waited = true;
+            state.waiting += 1;
             state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
         }
     }
 
@@ -150,9 +154,20 @@ impl<B, J> Ring<B, J> {
         self.idle.notify_all();
     }
 
-    /// Buffers queued or with the worker, now and at most so far.
-    pub fn in_flight(&self) -> (usize, usize) {
+    /// How full it is.
+    pub fn load(&self) -> Load {
         let state = self.lock();
-        (state.in_flight, state.most_in_flight)
+        Load { in_flight: state.in_flight, most_in_flight: state.most_in_flight, waiting: state.waiting }
     }
+}
+
+/// How full a ring is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Buffers queued or with the worker.
+    pub in_flight: usize,
+    /// The most there ever were.
+    pub most_in_flight: usize,
+    /// Submitters waiting for a buffer.
+    pub waiting: usize,
 }
