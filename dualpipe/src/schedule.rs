@@ -8,8 +8,8 @@ use crate::generate::generate;
 use crate::kind::{Kind, Placement};
 use crate::validate::validate;
 
-/// The largest number of micro-batches times stages that a schedule may have.
-pub const MAX_CHUNKS: usize = 1 << 24;
+/// The largest number of micro-batches times stages, copies counted, that a schedule may have: 1,048,576.
+pub const MAX_CHUNKS: usize = 1 << 20;
 
 /// When the activations of a chunk are counted as freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -267,7 +267,7 @@ fn size_fits(kind: Kind, ranks: usize, micro_batches: usize) -> Result<()> {
     }
     Err(Error::Shape {
         what: format!("schedule {kind}"),
-        expected: format!("ranks times micro-batches of at most {MAX_CHUNKS} in all"),
+        expected: format!("micro-batches times stages of at most {MAX_CHUNKS}"),
         got: format!("{ranks} ranks and {micro_batches} micro-batches"),
     })
 }

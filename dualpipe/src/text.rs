@@ -23,7 +23,7 @@ impl Timeline {
     /// ```
     /// use dualpipe::{Costs, Kind, Schedule, simulate};
     /// let text = simulate(&Schedule::new(Kind::ZbH1, 2, 3)?, &Costs::default())?.to_text(80);
-    /// assert!(text.contains("\n0  F0- F1- "));
+    /// assert!(text.contains("\n0  F0 F1 "));
     /// # Ok::<(), dualpipe::Error>(())
     /// ```
     pub fn to_text(&self, width: usize) -> String {
