@@ -1,10 +1,11 @@
 //! The executor on a small network: every schedule gives what one rank gives.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use dualpipe::{ActionKind, Costs, ExecuteError, Freed, Kind, Outbox, Schedule, Span, Stage, Step, TimeUnit, Timeline, Work};
 use dualpipe::{execute, gather, simulate, svg_measured_above_simulated};
-use v3_ranks::{Comm, RanksError, WorldConfig, run_threads};
+use v3_ranks::{Comm, Link, LinkModel, RanksError, WorldConfig, run_threads};
 use v3_testkit::Rng;
 
 const LAYERS: usize = 16;
@@ -214,7 +215,15 @@ fn plain(micro_batches: usize) -> Plain {
 
 /// One step on as many threads as the schedule has ranks: each rank's network and spans.
 fn run(schedule: &Schedule, change: impl Fn(usize, &mut Net) + Sync) -> Result<Vec<(Net, Vec<Span>)>, RanksError> {
-    run_threads(WorldConfig::new(schedule.ranks()), |comm: Comm| -> Result<_, ExecuteError<String>> {
+    run_in(WorldConfig::new(schedule.ranks()), schedule, change)
+}
+
+fn run_in(
+    world: WorldConfig,
+    schedule: &Schedule,
+    change: impl Fn(usize, &mut Net) + Sync,
+) -> Result<Vec<(Net, Vec<Span>)>, RanksError> {
+    run_threads(world, |comm: Comm| -> Result<_, ExecuteError<String>> {
         let mut net = Net::new(schedule.stages(), schedule.micro_batches());
         change(comm.rank(), &mut net);
         let spans = execute(schedule, &comm, &mut net, 0)?;
@@ -350,6 +359,21 @@ fn an_interleaved_pair_changes_no_bit() {
             (losses, gradients.iter().flatten().map(|g| g.to_bits()).collect::<Vec<_>>())
         };
         assert_eq!(gradients(true), gradients(false));
+    }
+}
+
+#[test]
+fn one_rank_at_a_time_and_slow_links_change_no_bit() {
+    let link = Link { latency: Duration::from_micros(200), bandwidth: 1e6 };
+    for kind in Kind::ALL {
+        let schedule = Schedule::new(kind, 4, 8).unwrap();
+        let slots = WorldConfig::new(4).compute_slots(1);
+        let slow = WorldConfig::new(4).ranks_per_node(2).link(LinkModel { fast: link, slow: link });
+        for world in [slots, slow] {
+            let results = run_in(world, &schedule, |_, _| {}).unwrap();
+            let nets: Vec<&Net> = results.iter().map(|(net, _)| net).collect();
+            check_against_plain(&schedule, &plain(8), &nets);
+        }
     }
 }
 
