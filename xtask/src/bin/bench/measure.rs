@@ -1,0 +1,68 @@
+//! Timing one operation.
+
+use std::time::{Duration, Instant};
+
+/// How long an operation is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// Timed runs at least.
+    pub least: usize,
+    /// Timed runs at most.
+    pub most: usize,
+    /// No further run is begun after this much time.
+    pub budget: Duration,
+}
+
+impl Effort {
+    /// What a figure to be quoted needs.
+    pub const FULL: Effort = Effort { least: 7, most: 51, budget: Duration::from_millis(600) };
+    /// A look.
+    pub const QUICK: Effort = Effort { least: 3, most: 5, budget: Duration::from_millis(60) };
+}
+
+/// The median of the times that `run` gives, after one that is not counted.
+pub fn median_seconds(effort: Effort, mut run: impl FnMut() -> f64) -> f64 {
+    run();
+    let begin = Instant::now();
+    let mut times = vec![];
+    while times.len() < effort.least || (times.len() < effort.most && begin.elapsed() < effort.budget) {
+        times.push(run());
+    }
+    median(&mut times)
+}
+
+/// How many seconds `run` takes.
+pub fn timed(run: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    run();
+    start.elapsed().as_secs_f64()
+}
+
+/// The median; the mean of the two in the middle where there are two.
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 0 => (values[middle - 1] + values[middle]) / 2.0,
+        _ => values[middle],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&mut [4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(median(&mut []).is_nan());
+        let mut runs = 0.0;
+        let median = median_seconds(Effort { least: 3, most: 3, budget: Duration::ZERO }, || {
+            runs += 1.0;
+            runs
+        });
+        assert_eq!((runs, median), (4.0, 3.0));
+    }
+}
