@@ -83,7 +83,6 @@ impl Schedule {
     /// # Errors
     /// As [`validate`].
     pub fn from_actions(kind: Kind, ranks: usize, micro_batches: usize, ranks_actions: Vec<Vec<Step>>) -> Result<Schedule> {
-        size_fits(kind, ranks, micro_batches)?;
         validate(kind, ranks, micro_batches, &ranks_actions)?;
         Ok(Schedule { kind, ranks, micro_batches, ranks_actions })
     }
@@ -257,7 +256,7 @@ impl Schedule {
 }
 
 /// Refuses sizes that no pipeline has and no memory holds.
-fn size_fits(kind: Kind, ranks: usize, micro_batches: usize) -> Result<()> {
+pub(crate) fn size_fits(kind: Kind, ranks: usize, micro_batches: usize) -> Result<()> {
     let fits = ranks
         .checked_mul(kind.placement().directions())
         .and_then(|stages| stages.checked_mul(micro_batches))

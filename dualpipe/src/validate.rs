@@ -3,6 +3,7 @@
 use crate::action::{Action, ActionKind, Step};
 use crate::error::{Error, Result};
 use crate::kind::Kind;
+use crate::schedule::size_fits;
 use crate::simulate::{Plan, run};
 
 /// Checks that every rank does every forward once and every backward once (as `B`, or as `I` and later `W`), nothing
@@ -20,6 +21,7 @@ use crate::simulate::{Plan, run};
 /// fewer.
 pub fn validate(kind: Kind, ranks: usize, micro_batches: usize, ranks_actions: &[Vec<Step>]) -> Result<()> {
     kind.placement_fits(ranks, micro_batches)?;
+    size_fits(kind, ranks, micro_batches)?;
     if ranks_actions.len() != ranks {
         return Err(Error::Shape {
             what: "schedule: ranks_actions".into(),

@@ -262,6 +262,7 @@ fn what_a_schedule_cannot_take_is_said() {
     assert_eq!(said(Kind::OneFOneB, 3, 0), "schedule 1f1b on 3 ranks: expected 1 or more micro-batches, found 0");
     assert_eq!(said(Kind::GPipe, 0, 1), "schedule gpipe: expected 1 or more ranks, found 0");
     assert!(matches!(Schedule::new(Kind::GPipe, usize::MAX, usize::MAX), Err(Error::Shape { .. })));
+    assert!(matches!(validate(Kind::GPipe, 1, usize::MAX, &[vec![]]), Err(Error::Shape { .. })));
     assert!(matches!(Schedule::new(Kind::DualPipeV, usize::MAX, usize::MAX), Err(Error::Shape { .. })));
     assert_eq!(
         "dualpipes".parse::<Kind>().unwrap_err().to_string(),
