@@ -78,10 +78,55 @@ impl Plan {
     /// # Errors
     /// When a length does not fit, other ranks have another `row_len`, or another rank has failed.
     pub fn combine_backward(&self, comm: &Comm, dy: &[f32], expert_rows: &[f32], row_len: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+        let mut d_expert_rows = vec![0.0; expert_rows.len()];
+        let d_weights = self.combine_backward_into(comm, dy, expert_rows, row_len, &mut d_expert_rows)?;
+        Ok((d_expert_rows, d_weights))
+    }
+
+    /// [`combine_backward`](Plan::combine_backward) with the gradients of the expert rows in memory of the caller, `[R, row_len]`, overwritten.
+    /// Returns the gradients of the weights.
+    ///
+    /// # Errors
+    /// As [`combine_backward`](Plan::combine_backward), and when `d_expert_rows` has another length than R rows.
+    pub fn combine_backward_into(
+        &self,
+        comm: &Comm,
+        dy: &[f32],
+        expert_rows: &[f32],
+        row_len: usize,
+        d_expert_rows: &mut [f32],
+    ) -> Result<Vec<f32>> {
         check_len("expert rows", expert_rows.len(), self.expert_rows(), row_len)?;
+        self.backward::<false>(comm, dy, expert_rows, row_len, d_expert_rows)
+    }
+
+    /// [`combine_backward`](Plan::combine_backward) where the gradients of the expert rows replace the rows themselves: no further memory.
+    /// Returns the gradients of the weights.
+    ///
+    /// # Errors
+    /// As [`combine_backward`](Plan::combine_backward).
+    pub fn combine_backward_in_place(
+        &self,
+        comm: &Comm,
+        dy: &[f32],
+        expert_rows: &mut [f32],
+        row_len: usize,
+    ) -> Result<Vec<f32>> {
+        self.backward::<true>(comm, dy, &[], row_len, expert_rows)
+    }
+
+    /// If `IN_PLACE`, the expert rows are in `d_expert_rows`.
+    fn backward<const IN_PLACE: bool>(
+        &self,
+        comm: &Comm,
+        dy: &[f32],
+        expert_rows: &[f32],
+        row_len: usize,
+        d_expert_rows: &mut [f32],
+    ) -> Result<Vec<f32>> {
+        check_len("gradients of expert rows", d_expert_rows.len(), self.expert_rows(), row_len)?;
         let received = self.exchange(comm, dy, row_len, Kind::Rows)?;
         let buffers = self.buffers(dy, &received);
-        let mut d_expert_rows = vec![0.0f32; expert_rows.len()];
         let mut products = vec![0.0f32; self.expert_rows()];
         let isa = Isa::detect();
         if row_len > 0 {
@@ -90,10 +135,11 @@ impl Plan {
                 d_expert_rows.chunks_mut(rows * row_len).zip(products.chunks_mut(rows)).collect();
             par::for_each_chunk_mut(&mut parts, 1, |item, part| {
                 for (d_rows, products) in part {
-                    let kernel = WeightedRows {
+                    let range = item * rows * row_len..item * rows * row_len + d_rows.len();
+                    let kernel = WeightedRows::<IN_PLACE> {
                         gather: items(&self.gather, item, row_len),
                         weights: items(&self.row_weights, item, row_len),
-                        expert_rows: &expert_rows[item * rows * row_len..][..d_rows.len()],
+                        expert_rows: if IN_PLACE { &[] } else { &expert_rows[range] },
                         buffers: &buffers,
                         row_len,
                         d_rows,
@@ -114,7 +160,7 @@ impl Plan {
         for (gradient, &at) in self.gradients(comm, &self.home, &products)?.into_iter().zip(&self.choice) {
             d_weights[at as usize] = gradient;
         }
-        Ok((d_expert_rows, d_weights))
+        Ok(d_weights)
     }
 
     fn gradients(&self, comm: &Comm, merge: &Merge, products: &[f32]) -> Result<Vec<f32>> {
@@ -256,8 +302,8 @@ fn sum_terms<S: Simd>(
     done(sum);
 }
 
-/// Gradients of some expert-major rows and of their weights.
-struct WeightedRows<'a> {
+/// Gradients of some expert-major rows and of their weights. If `IN_PLACE`, the rows are in `d_rows` until they are overwritten.
+struct WeightedRows<'a, const IN_PLACE: bool> {
     gather: &'a [(u32, u32)],
     weights: &'a [f32],
     expert_rows: &'a [f32],
@@ -267,34 +313,36 @@ struct WeightedRows<'a> {
     products: &'a mut [f32],
 }
 
-impl Kernel for WeightedRows<'_> {
+impl<const IN_PLACE: bool> Kernel for WeightedRows<'_, IN_PLACE> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let row_len = self.row_len;
-        let outputs = self.d_rows.chunks_exact_mut(row_len).zip(self.products);
-        let inputs = self.gather.iter().zip(self.weights).zip(self.expert_rows.chunks_exact(row_len));
-        for ((d_row, product), ((&(source, row), &weight), expert_row)) in outputs.zip(inputs) {
-            // The outputs are zeros already.
+        let rows = self.d_rows.chunks_exact_mut(row_len).zip(self.products).zip(self.gather.iter().zip(self.weights));
+        for (at, ((d_row, product), (&(source, row), &weight))) in rows.enumerate() {
             if source == PADDING {
+                d_row.fill(0.0);
                 continue;
             }
             let dy = row_of(self.buffers[source as usize], row, row_len);
+            let expert_row = if IN_PLACE { &[] } else { &self.expert_rows[at * row_len..][..row_len] };
             let factor = s.splat(weight);
             let mut sum = s.splat(0.0);
             let (d_blocks, d_tail) = d_row.as_chunks_mut::<LANES>();
             let (dy_blocks, dy_tail) = dy.as_chunks::<LANES>();
             let (expert_blocks, expert_tail) = expert_row.as_chunks::<LANES>();
-            for ((d, dy), expert) in d_blocks.iter_mut().zip(dy_blocks).zip(expert_blocks) {
+            for (block, (d, dy)) in d_blocks.iter_mut().zip(dy_blocks).enumerate() {
                 let dy = s.load(dy);
+                let expert = s.load(if IN_PLACE { d } else { &expert_blocks[block] });
                 s.store(s.mul(factor, dy), d);
-                sum = s.mul_add(dy, s.load(expert), sum);
+                sum = s.mul_add(dy, expert, sum);
             }
             if !d_tail.is_empty() {
                 let dy = s.load_partial(dy_tail);
+                let expert = s.load_partial(if IN_PLACE { d_tail } else { expert_tail });
                 s.store_partial(s.mul(factor, dy), d_tail);
-                sum = s.mul_add(dy, s.load_partial(expert_tail), sum);
+                sum = s.mul_add(dy, expert, sum);
             }
             *product = s.reduce_add(sum);
         }

@@ -84,25 +84,23 @@ impl Plan {
         check_len("rows", rows.len(), self.tokens, row_len)?;
         self.check_group(comm)?;
         let chunk_rows = self.options.chunk_rows;
+        let mut received: Vec<Vec<T>> = std::iter::repeat_with(Vec::new).take(self.layout.ep_size()).collect();
+        if row_len == 0 {
+            return Ok(received);
+        }
         for send in &self.sends {
             for chunk in send.rows.chunks(chunk_rows) {
                 self.send_rows(comm, kind, self.me, send.to, send.slow, chunk, rows, row_len)?;
             }
         }
-        let mut received: Vec<Vec<T>> = std::iter::repeat_with(Vec::new).take(self.layout.ep_size()).collect();
         for inbound in &self.inbound {
             let buffer = &mut received[inbound.source];
             let mut forwarded = vec![0; inbound.forward.len()];
             let mut arrived = 0;
             while arrived < inbound.rows {
                 let chunk: Vec<T> = comm.recv(inbound.from, tag(kind, inbound.source))?;
-                if chunk.is_empty() && row_len > 0 || chunk.len() > (inbound.rows - arrived) * row_len {
-                    return Err(mixed_len(inbound.source, row_len, chunk.len()));
-                }
-                if row_len == 0 {
-                    break;
-                }
-                if chunk.len() % row_len != 0 {
+                let fits = !chunk.is_empty() && chunk.len().is_multiple_of(row_len) && chunk.len() / row_len <= inbound.rows - arrived;
+                if !fits {
                     return Err(mixed_len(inbound.source, row_len, chunk.len()));
                 }
                 arrived += chunk.len() / row_len;
@@ -134,9 +132,6 @@ impl Plan {
         rows: &[T],
         row_len: usize,
     ) -> Result<()> {
-        if row_len == 0 {
-            return Ok(());
-        }
         let message = collect_rows(list.len(), row_len, |at| Some(row_of(rows, list[at], row_len)));
         // The second part of a row does not make it two rows.
         let counted = if matches!(kind, Kind::SideRows) { 0 } else { list.len() };

@@ -192,21 +192,23 @@ fn sort_routing(layout: &Layout, me: usize, routing: &Routing) -> Result<(Block,
     let mut slots = Vec::with_capacity(tokens * top_k);
     let mut weights = Vec::with_capacity(tokens * top_k);
     let mut choice = Vec::with_capacity(tokens * top_k);
-    let mut order: Vec<(u32, u32)> = Vec::with_capacity(top_k);
+    // The expert in the upper half, its place in the lower.
+    let mut order: Vec<u64> = Vec::with_capacity(top_k);
     for (token, experts) in routing.indices.chunks_exact(top_k).enumerate() {
         order.clear();
-        order.extend(experts.iter().zip((token * top_k) as u32..).map(|(&expert, at)| (expert, at)));
+        order.extend(experts.iter().zip((token * top_k) as u64..).map(|(&expert, at)| u64::from(expert) << 32 | at));
         order.sort_unstable();
-        if order.last().is_some_and(|&(expert, _)| expert as usize >= layout.num_experts()) {
+        if order.last().is_some_and(|last| (last >> 32) as usize >= layout.num_experts()) {
             let expected = format!("experts below {}", layout.num_experts());
             return Err(Error::Shape { what: "routing indices", expected, got: format!("{experts:?} for token {token}") });
         }
-        if order.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        if order.windows(2).any(|pair| pair[0] >> 32 == pair[1] >> 32) {
             let expected = "different experts for a token".to_string();
             return Err(Error::Shape { what: "routing indices", expected, got: format!("{experts:?} for token {token}") });
         }
-        for &(expert, at) in &order {
-            slots.push(layout.slot_for(expert as usize, me, token) as u32);
+        for &entry in &order {
+            let (expert, at) = ((entry >> 32) as usize, entry as u32);
+            slots.push(layout.slot_for(expert, me, token) as u32);
             weights.push(routing.weights[at as usize]);
             choice.push(at);
         }
@@ -486,6 +488,14 @@ impl Sums<'_> {
                         (1 + owner as u32, gradients_received[owner] as u32 - 1)
                     });
                 }
+            }
+            if mine.len() == top_k {
+                // All of the token's experts are here: the whole tree.
+                for ((&leaf, &weight), &height) in mine.iter().zip(weights).zip(&heights) {
+                    program.push(0, leaf, weight, Some(height));
+                }
+                program.end_row();
+                continue;
             }
             let mut next_mine = mine.iter();
             // The terms of the node `lo..hi`: this rank's rows one by one, others' sums as they come.

@@ -198,7 +198,12 @@ proptest! {
     fn backward_passes_follow_the_definitions(case in cases()) {
         let got = run(&case, |comm, plan| {
             let dy = rows(&case, 3, comm.rank());
-            plan.combine_backward(comm, &dy, &expert_outputs(&case, 2, comm.rank()), case.row_len)
+            let mut outputs = expert_outputs(&case, 2, comm.rank());
+            let mut d_rows = poisoned(outputs.len());
+            let d_weights = plan.combine_backward_into(comm, &dy, &outputs, case.row_len, &mut d_rows)?;
+            let again = plan.combine_backward_in_place(comm, &dy, &mut outputs, case.row_len)?;
+            assert_eq!((bits(&d_rows), bits(&d_weights)), (bits(&outputs), bits(&again)));
+            Ok((d_rows, d_weights))
         });
         let want: Vec<_> = case.routings.iter().enumerate().map(|(source, routing)| {
             reference::combine_backward(routing, &rows(&case, 3, source), case.row_len, |token, choice| row(&case, 2, source, token, choice))
@@ -399,6 +404,7 @@ fn what_callers_get_wrong_is_an_error() {
     assert!(matches!(plan.dispatch_into(&comm, &[0f32; 3], 3, &mut [0f32; 5]), Err(Error::Shape { .. })));
     assert!(matches!(plan.combine(&comm, &[0f32; 5], 3, true), Err(Error::Shape { what: "expert rows", .. })));
     assert!(matches!(plan.combine_into(&comm, &[0f32; 6], 3, true, &mut [0f32; 4]), Err(Error::Shape { .. })));
+    assert!(matches!(plan.combine_backward_in_place(&comm, &[0f32; 3], &mut [0f32; 5], 3), Err(Error::Shape { .. })));
     assert!(matches!(plan.combine_backward(&comm, &[0f32; 4], &[0f32; 6], 3), Err(Error::Shape { .. })));
     // Rows without columns are possible, if useless.
     assert_eq!(plan.combine(&comm, &[], 0, true).unwrap(), []);
