@@ -126,11 +126,11 @@ fn quantisers(c: &mut Criterion) {
         let x = MatRef::new(&x, rows, cols).expect("fits");
         let mut group = group(c, &format!("quantise_{rows}x{cols}"));
         group.throughput(Throughput::Bytes(5 * (rows * cols) as u64));
-        threads.bench(&mut group, &format!("1x128"), || quantize_1x128(x, ScalePolicy::F32));
-        threads.bench(&mut group, &format!("128x1"), || quantize_128x1(x, ScalePolicy::F32));
-        threads.bench(&mut group, &format!("128x128"), || quantize_128x128(x, ScalePolicy::F32));
+        threads.bench(&mut group, "1x128", || quantize_1x128(x, ScalePolicy::F32));
+        threads.bench(&mut group, "128x1", || quantize_128x1(x, ScalePolicy::F32));
+        threads.bench(&mut group, "128x128", || quantize_128x128(x, ScalePolicy::F32));
         let q = quantize_1x128(x, ScalePolicy::PowerOfTwo);
-        threads.bench(&mut group, &format!("retile"), || retile_128x1(&q, ScalePolicy::PowerOfTwo));
+        threads.bench(&mut group, "retile", || retile_128x1(&q, ScalePolicy::PowerOfTwo));
         group.finish();
     }
 }
@@ -145,14 +145,13 @@ fn real_shapes(c: &mut Criterion) {
             let (x, w) = (MatRef::new(&x, m, k).expect("fits"), MatRef::new(&w, n, k).expect("fits"));
             let mut y = vec![0.0; m * n];
             let packed = Packed::new(Operand::RoundedToBf16(w.t())).expect("fits");
-            threads.bench(&mut group, &format!("bf16"), || {
+            threads.bench(&mut group, "bf16", || {
                 gemm_packed(Operand::RoundedToBf16(x), &packed, MatMut::new(&mut y, m, n).expect("fits"), false)
             });
             let w = quantize_128x128(w, ScalePolicy::F32);
             let packed = Packed::new(Operand::from(&w).t().expect("has a transpose")).expect("fits");
             let x = quantize_1x128(x, ScalePolicy::F32);
-            threads
-                .bench(&mut group, &format!("fp8"), || gemm_packed(&x, &packed, MatMut::new(&mut y, m, n).expect("fits"), false));
+            threads.bench(&mut group, "fp8", || gemm_packed(&x, &packed, MatMut::new(&mut y, m, n).expect("fits"), false));
             group.finish();
         }
     }

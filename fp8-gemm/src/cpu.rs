@@ -198,10 +198,22 @@ loops! {
         }
     }
 
-    /// Raises the largest magnitude of each column.
+    /// Raises the largest magnitude of each column, NaN and infinities included: see [`any_not_finite`].
     fn amax_columns(x: &[f32], amax: &mut [f32]) {
         for (amax, x) in amax.iter_mut().zip(x) {
-            *amax = f32::from_bits(amax.to_bits().max(magnitude(*x)));
+            *amax = f32::from_bits(amax.to_bits().max(x.to_bits() & MAGNITUDE));
+        }
+    }
+
+    /// Whether a maximum of [`amax_columns`] is not finite, so that [`amax_finite_columns`] must take it anew.
+    fn any_not_finite(amax: &[f32]) -> bool {
+        amax.iter().fold(0, |all, x| all.max(x.to_bits())) >= INFINITY
+    }
+
+    /// As [`amax_columns`], NaN as zero and infinities as the largest finite value.
+    fn amax_finite_columns(x: &[f32], amax: &mut [f32]) {
+        for (amax, x) in amax.iter_mut().zip(x) {
+            *amax = f32::from_bits(amax.to_bits().max(finite_magnitude(*x)));
         }
     }
 
@@ -240,6 +252,13 @@ loops! {
         }
     }
 
+    /// The values of codes.
+    fn decode_e4m3(x: &[E4M3], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = from_e4m3(x.0);
+        }
+    }
+
     /// `x *= s` with a factor for each 128 columns.
     fn scale_blocks(x: &mut [f32], scales: &[f32]) {
         for (x, s) in x.chunks_mut(BLOCK).zip(scales) {
@@ -259,50 +278,75 @@ loops! {
 
 /// The bits of a magnitude, with NaN as 0 and infinity as the largest finite value.
 #[inline(always)]
-fn magnitude(x: f32) -> u32 {
-    let bits = x.to_bits() & 0x7fff_ffff;
-    if bits > 0x7f80_0000 { 0 } else { bits.min(0x7f7f_ffff) }
+fn finite_magnitude(x: f32) -> u32 {
+    let bits = x.to_bits() & MAGNITUDE;
+    if bits > INFINITY { 0 } else { bits.min(INFINITY - 1) }
 }
+
+const MAGNITUDE: u32 = 0x7fff_ffff;
+const INFINITY: u32 = 0x7f80_0000;
 
 #[inline(always)]
 fn amax_of(x: &[f32]) -> f32 {
     // Magnitudes are ordered as their bits are; lanes keep the maximum free of a chain.
-    let mut lanes = [0u32; 2 * LANES];
-    let (chunks, rest) = x.as_chunks::<{ 2 * LANES }>();
+    let mut lanes = [0u32; 4 * LANES];
+    let (chunks, rest) = x.as_chunks::<{ 4 * LANES }>();
     for chunk in chunks {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane = (*lane).max(magnitude(*x));
+            *lane = (*lane).max(x.to_bits() & MAGNITUDE);
         }
     }
-    let tail = rest.iter().map(|x| magnitude(*x)).fold(0, u32::max);
-    f32::from_bits(lanes.into_iter().fold(tail, u32::max))
+    let tail = rest.iter().map(|x| x.to_bits() & MAGNITUDE).fold(0, u32::max);
+    let mut amax = lanes.into_iter().fold(tail, u32::max);
+    if amax >= INFINITY {
+        amax = x.iter().map(|x| finite_magnitude(*x)).fold(0, u32::max);
+    }
+    f32::from_bits(amax)
+}
+
+/// 2^20 times the power of two below a magnitude (below 2^-6, of that): its last place is the last place of the code.
+#[inline(always)]
+fn magic(magnitude: u32) -> u32 {
+    (magnitude & INFINITY).max((127 - 6) << 23) + (20 << 23)
 }
 
 /// `E4M3::from_f32`, without a branch.
 #[inline(always)]
 fn to_e4m3(x: f32) -> E4M3 {
-    let bits = round_to_e4m3(x).to_bits();
-    let sign = (bits >> 24) & 0x80;
-    let magnitude = bits & 0x7fff_ffff;
-    let normal = (magnitude >> 20).wrapping_sub(120 << 3);
-    // Subnormal codes count multiples of 2^-9; adding 2^14 puts that count into the lowest bits of the mantissa.
-    let subnormal = (f32::from_bits(magnitude) + 16384.0).to_bits() & 7;
-    let code = if magnitude >= 0x3c80_0000 { normal } else { subnormal };
-    let code = if magnitude > 0x7f80_0000 { 0x7f } else { code };
-    E4M3((sign | code) as u8)
+    let bits = x.to_bits();
+    let magnitude = bits & MAGNITUDE;
+    let limited = magnitude.min(448.0f32.to_bits());
+    let magic = magic(limited);
+    // How many of its last places the value is: 8 to 16 of them, or fewer in a subnormal. Codes count them through all exponents.
+    let places = (f32::from_bits(limited) + f32::from_bits(magic)).to_bits().wrapping_sub(magic);
+    let code = places.wrapping_add(magic >> 20).wrapping_sub((127 - 6 + 20) << 3);
+    let code = if magnitude > INFINITY { 0x7f } else { code };
+    E4M3((code | ((bits >> 24) & 0x80)) as u8)
 }
 
 /// The nearest value that E4M3 has, ties to even, saturating; NaN stays NaN.
 #[inline(always)]
 fn round_to_e4m3(x: f32) -> f32 {
     let bits = x.to_bits();
-    let magnitude = bits & 0x7fff_ffff;
+    let magnitude = bits & MAGNITUDE;
     let limited = magnitude.min(448.0f32.to_bits());
-    // 2^20 times the power of two below the value (2^-6 for subnormals) has its last place where the code has its.
-    let magic = f32::from_bits((limited & 0x7f80_0000).max((127 - 6) << 23) + (20 << 23));
+    let magic = f32::from_bits(magic(limited));
     let rounded = ((f32::from_bits(limited) + magic) - magic).to_bits();
-    let rounded = if magnitude > 0x7f80_0000 { 0x7fc0_0000 } else { rounded };
+    let rounded = if magnitude > INFINITY { 0x7fc0_0000 } else { rounded };
     f32::from_bits(rounded | (bits & 0x8000_0000))
+}
+
+/// `E4M3::to_f32`, without a branch or a table.
+#[inline(always)]
+fn from_e4m3(code: u8) -> f32 {
+    let magnitude = u32::from(code & 0x7f);
+    let sign = u32::from(code & 0x80) << 24;
+    // A subnormal code is read as if it had the exponent of 2^-6 and an implicit one, which is then taken away.
+    let normal = (magnitude << 20) + (120 << 23);
+    let subnormal = (f32::from_bits(normal + (1 << 23)) - 0.015625).to_bits();
+    let bits = if magnitude < 8 { subnormal } else { normal };
+    let bits = if magnitude == 0x7f { 0x7fc0_0000 } else { bits };
+    f32::from_bits(bits | sign)
 }
 
 /// `bf16::from_f32`, without a branch.
@@ -331,6 +375,8 @@ mod tests {
             assert_eq!(to_e4m3(x).0, code.0, "{x:e}");
             let value = round_to_e4m3(x);
             assert!(value.to_bits() == code.to_f32().to_bits() || value.is_nan() && code.is_nan(), "{x:e}");
+            let back = from_e4m3(code.0);
+            assert!(back.to_bits() == code.to_f32().to_bits() || back.is_nan() && code.is_nan(), "{x:e}");
             assert_eq!(to_bf16(x), bf16::from_f32(x).to_bits(), "{x:e}");
         }
     }

@@ -13,7 +13,7 @@ use crate::scaled::{BLOCK, BlockScaledRef};
 use std::cell::RefCell;
 use v3_numerics::cpu::Isa;
 use v3_numerics::view::MatRef;
-use v3_numerics::{bf16, convert, par};
+use v3_numerics::{bf16, par};
 
 /// The most panels of a task.
 const PANEL_CHUNK: usize = 16;
@@ -175,7 +175,7 @@ unsafe fn run_task(
                     Panels::Fp8(data, scales) => {
                         let at_scale = (p * k.div_ceil(BLOCK) + first / BLOCK) * PANEL;
                         col_scales = scales[at_scale..at_scale + PANEL].as_ptr();
-                        convert::e4m3_to_f32(&data[at..at + len * PANEL], panel).expect("equal lengths");
+                        cpu::decode_e4m3(isa, &data[at..at + len * PANEL], panel);
                     }
                     Panels::F32(_) => unreachable!("f32 products do not come here"),
                 }
@@ -267,9 +267,7 @@ fn load_left(
         Operand::RoundedToBf16(a) => load(*a, rows, ks, transposed, out, |x, y| cpu::round_bf16(isa, x, y)),
         Operand::Fp8(a) => {
             load_scales(*a, rows.clone(), ks.clone(), scales);
-            load(a.data(), rows, ks, transposed, out, |x, y| {
-                convert::e4m3_to_f32(x, y).expect("equal lengths");
-            });
+            load(a.data(), rows, ks, transposed, out, |x, y| cpu::decode_e4m3(isa, x, y));
         }
         Operand::QuantizedRows(a, policy) => {
             let mut gathered = Vec::new();

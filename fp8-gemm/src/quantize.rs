@@ -9,7 +9,7 @@ use crate::error::{Error, Result, check_len};
 use crate::scaled::{BLOCK, Block, BlockScaled, ScalePolicy};
 use v3_numerics::cpu::Isa;
 use v3_numerics::view::MatRef;
-use v3_numerics::{E4M3, convert, par};
+use v3_numerics::{E4M3, par};
 
 /// The rows that are quantised as one task.
 const ROWS: usize = 32;
@@ -110,6 +110,12 @@ fn quantize_columns(rows: usize, cols: usize, policy: ScalePolicy, source: &impl
             for i in 0..height {
                 cpu::amax_columns(isa, source.row(t * BLOCK + i, &mut buffer), scales);
             }
+            if cpu::any_not_finite(isa, scales) {
+                scales.fill(0.0);
+                for i in 0..height {
+                    cpu::amax_finite_columns(isa, source.row(t * BLOCK + i, &mut buffer), scales);
+                }
+            }
             let mut reciprocals = vec![0.0; cols];
             for (scale, reciprocal) in scales.iter_mut().zip(&mut reciprocals) {
                 let s = policy.scale(*scale);
@@ -194,7 +200,7 @@ pub fn dequantize_into(x: &BlockScaled, out: &mut [f32]) -> Result<()> {
 
 fn dequantize_row(isa: Isa, x: &BlockScaled, i: usize, out: &mut [f32]) {
     let cols = x.cols();
-    convert::e4m3_to_f32(&x.data()[i * cols..(i + 1) * cols], out).expect("equal lengths");
+    cpu::decode_e4m3(isa, &x.data()[i * cols..(i + 1) * cols], out);
     let scale_cols = x.block().scale_shape(x.rows(), cols).1;
     let scale_row = x.block().scale_index(i, 0).0;
     let scales = &x.scales()[scale_row * scale_cols..(scale_row + 1) * scale_cols];
@@ -227,18 +233,20 @@ pub fn transpose(x: &BlockScaled) -> BlockScaled {
 }
 
 fn transpose_slice<T: Copy + Default + Send + Sync>(x: &[T], rows: usize, cols: usize) -> Vec<T> {
-    /// Columns of the input that a task takes, one line of bytes.
-    const COLS: usize = 64;
+    /// Rows and columns that are turned at a time: both sides stay in the first cache.
+    const TILE: usize = 64;
     let mut out = vec![T::default(); x.len()];
     if x.is_empty() {
         return out;
     }
-    par::for_each_chunk_mut(&mut out, COLS * rows, |t, out| {
-        let first = t * COLS;
-        let width = out.len() / rows;
-        for (i, x) in x.chunks_exact(cols).enumerate() {
-            for (j, x) in x[first..first + width].iter().enumerate() {
-                out[j * rows + i] = *x;
+    par::for_each_chunk_mut(&mut out, TILE * rows, |t, out| {
+        for first_row in (0..rows).step_by(TILE) {
+            let height = (rows - first_row).min(TILE);
+            for (j, out) in out.chunks_exact_mut(rows).enumerate() {
+                let column = x[first_row * cols + t * TILE + j..].iter().step_by(cols);
+                for (out, x) in out[first_row..first_row + height].iter_mut().zip(column) {
+                    *out = *x;
+                }
             }
         }
     });
