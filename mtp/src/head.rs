@@ -5,13 +5,14 @@
 //! recompute it: one more product instead of 4 T V bytes, which for 4096 tokens of DeepSeek-V3 would be 2.1 GB.
 //!
 //! **Order of summation.** A logit is one chain of fused multiply-adds over the hidden size. A row's exponentials are
-//! summed in f64, in eight interleaved lanes inside a chunk, the chunks in order. A row of `dh` is a chain over
+//! summed in sixteen interleaved lanes inside a chunk, each with its rounding errors beside it; the chunks in f64, in order. A row of `dh` is a chain over
 //! each chunk of the vocabulary, the chunks added in order: it depends on that row and the weights only. A row of `dw` is
 //! a chain over each block of tokens, the blocks added in order, and the finished sum is added to what was there once.
 //! None of it depends on the number of threads.
 
 use crate::error::{Error, Result, area, check_len};
 use crate::math;
+use v3_numerics::cpu::Isa;
 use v3_numerics::gemm::gemm;
 use v3_numerics::par;
 use v3_numerics::view::{MatMut, MatRef};
@@ -129,6 +130,7 @@ impl Head<'_> {
     fn grad_block(&self, block: &Block, lse: &[f32], scale: GradScale<'_>, grads: &mut [f32]) -> Result<()> {
         let out = MatMut::new(grads, block.tokens, block.columns)?;
         gemm(self.rows(block)?, self.weights(block)?.t(), out, false)?;
+        let isa = Isa::detect();
         block.for_each_row(grads, |row, grads| {
             let token = block.token + row;
             let target = self.targets[token];
@@ -137,11 +139,12 @@ impl Head<'_> {
                 return;
             }
             let (lse, scale) = (lse[token], scale.at(token));
-            math::exp_shifted(grads, lse);
-            if let Some(g) = (target as usize).checked_sub(block.column).and_then(|i| grads.get_mut(i)) {
-                *g -= 1.0;
+            let here = (target as usize).checked_sub(block.column).filter(|&i| i < grads.len());
+            let at_target = here.map(|i| (i, (math::exp_one(isa, grads[i] - lse) - 1.0) * scale));
+            math::exp_scaled(isa, grads, lse, scale);
+            if let Some((i, g)) = at_target {
+                grads[i] = g;
             }
-            grads.iter_mut().for_each(|g| *g *= scale);
         });
         Ok(())
     }
@@ -185,22 +188,21 @@ struct Running {
 impl Running {
     const START: Running = Running { max: f32::NEG_INFINITY, argmax: 0, at_target: f32::NAN, sum: 0.0 };
 
-    /// Takes in a chunk of logits that begins at `column`; destroys it.
-    fn take(&mut self, logits: &mut [f32], column: usize, target: i64) {
+    /// Takes in a chunk of logits that begins at `column`.
+    fn take(&mut self, isa: Isa, logits: &[f32], column: usize, target: i64) {
         if let Some(&x) = usize::try_from(target).ok().and_then(|t| t.checked_sub(column)).and_then(|i| logits.get(i)) {
             self.at_target = x;
         }
-        let chunk_max = math::max(logits);
+        let chunk_max = math::max(isa, logits);
         if chunk_max > self.max {
             let at = logits.iter().position(|&x| x == chunk_max).unwrap_or(0);
             self.argmax = (column + at) as u32;
-            self.sum *= f64::from(math::exp(self.max - chunk_max));
+            self.sum *= f64::from(math::exp_one(isa, self.max - chunk_max));
             self.max = chunk_max;
         }
         // While all logits are minus infinity or NaN there is nothing to measure them from: 0 keeps both visible.
         let origin = if self.max == f32::NEG_INFINITY { 0.0 } else { self.max };
-        math::exp_shifted(logits, origin);
-        self.sum += math::sum_f64(logits);
+        self.sum += math::sum_exp(isa, logits, origin);
     }
 
     fn lse(&self) -> f64 {
@@ -231,6 +233,7 @@ impl Running {
 /// [`Error::Shape`], [`Error::Parameter`] for an empty vocabulary, [`Error::Token`] for a target outside it.
 pub fn head_forward(head: &Head<'_>) -> Result<HeadOutput> {
     head.check()?;
+    let isa = Isa::detect();
     let mut running = vec![Running::START; head.tokens()];
     let mut logits = vec![0.0; head.scratch_bytes() / size_of::<f32>()];
     for block in head.blocks() {
@@ -238,11 +241,12 @@ pub fn head_forward(head: &Head<'_>) -> Result<HeadOutput> {
         let out = MatMut::new(logits, block.tokens, block.columns)?;
         gemm(head.rows(&block)?, head.weights(&block)?.t(), out, false)?;
         let states = &mut running[block.token..block.token + block.tokens];
-        let mut rows: Vec<_> = states.iter_mut().zip(logits.chunks_exact_mut(block.columns)).collect();
-        par::for_each_chunk_mut(&mut rows, ROWS_PER_TASK, |task, rows| {
-            for (i, (state, logits)) in rows.iter_mut().enumerate() {
-                let token = block.token + task * ROWS_PER_TASK + i;
-                state.take(logits, block.column, head.targets[token]);
+        let logits = &*logits;
+        par::for_each_chunk_mut(states, ROWS_PER_TASK, |task, states| {
+            for (i, state) in states.iter_mut().enumerate() {
+                let row = task * ROWS_PER_TASK + i;
+                let logits = &logits[row * block.columns..][..block.columns];
+                state.take(isa, logits, block.column, head.targets[block.token + row]);
             }
         });
     }

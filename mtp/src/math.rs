@@ -1,38 +1,104 @@
 //! Elementary functions and sums with the same bits on every processor.
 
-use v3_numerics::ops;
+use v3_numerics::cpu::Isa;
+use v3_numerics::simd::{Kernel, LANES, Simd, dispatch, exp};
 
-/// Values that are exponentiated at a time, through a buffer on the stack.
-const RUN: usize = 512;
-
-/// `x = exp(x - shift)` for every value.
-pub(crate) fn exp_shifted(x: &mut [f32], shift: f32) {
-    let mut shifted = [0.0f32; RUN];
-    for x in x.chunks_mut(RUN) {
-        let shifted = &mut shifted[..x.len()];
-        shifted.iter_mut().zip(&*x).for_each(|(s, x)| *s = x - shift);
-        ops::exp(shifted, x).expect("both have one length");
+/// 16 values of a row; beyond its end, `fill`.
+#[inline(always)]
+fn load<S: Simd>(s: S, x: &[f32], fill: f32) -> S::F {
+    match x.try_into() {
+        Ok(x) => s.load(x),
+        Err(_) => {
+            let mut lanes = [fill; LANES];
+            lanes[..x.len()].copy_from_slice(x);
+            s.load(&lanes)
+        }
     }
 }
 
-/// exp of one value, as [`exp_shifted`] has it.
-pub(crate) fn exp(x: f32) -> f32 {
+/// `x = exp(x - shift) * scale` for every value.
+pub(crate) fn exp_scaled(isa: Isa, x: &mut [f32], shift: f32, scale: f32) {
+    dispatch(isa, ExpScaled { x, shift, scale });
+}
+
+struct ExpScaled<'a> {
+    x: &'a mut [f32],
+    shift: f32,
+    scale: f32,
+}
+
+impl Kernel for ExpScaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (shift, scale) = (s.splat(self.shift), s.splat(self.scale));
+        for x in self.x.chunks_mut(LANES) {
+            let y = s.mul(exp(s, s.sub(load(s, x, 0.0), shift)), scale);
+            s.store_partial(y, x);
+        }
+    }
+}
+
+/// exp of one value, as [`exp_scaled`] has it.
+pub(crate) fn exp_one(isa: Isa, x: f32) -> f32 {
     let mut x = [x];
-    exp_shifted(&mut x, 0.0);
+    exp_scaled(isa, &mut x, 0.0, 1.0);
     x[0]
 }
 
 /// The largest value; NaN is passed over; minus infinity where there is none.
-pub(crate) fn max(x: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let mut groups = x.chunks_exact(16);
-    for group in &mut groups {
-        for (lane, &x) in lanes.iter_mut().zip(group) {
-            *lane = larger(*lane, x);
+pub(crate) fn max(isa: Isa, x: &[f32]) -> f32 {
+    dispatch(isa, Max(x))
+}
+
+struct Max<'a>(&'a [f32]);
+
+impl Kernel for Max<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let mut max = s.splat(f32::NEG_INFINITY);
+        for x in self.0.chunks(LANES) {
+            // The second operand wins where the first is NaN.
+            max = s.max(load(s, x, f32::NEG_INFINITY), max);
         }
+        s.reduce_max(max)
     }
-    lanes.iter().chain(groups.remainder()).fold(f32::NEG_INFINITY, |m, &x| larger(m, x))
+}
+
+/// The sum of exp(x - shift), as if it were taken in twice the precision of f32.
+///
+/// Sixteen interleaved sums, each with the sum of its own rounding errors beside it (Knuth's two-sum, exact in any order of
+/// magnitudes); their totals are added in f64, in order. A plain f32 sum would lose what is below 6e-8 of the largest term, and
+/// with it the whole loss of a token predicted with near certainty.
+pub(crate) fn sum_exp(isa: Isa, x: &[f32], shift: f32) -> f64 {
+    dispatch(isa, SumExp { x, shift })
+}
+
+struct SumExp<'a> {
+    x: &'a [f32],
+    shift: f32,
+}
+
+impl Kernel for SumExp<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f64 {
+        let shift = s.splat(self.shift);
+        let (mut sum, mut error) = (s.splat(0.0), s.splat(0.0));
+        for x in self.x.chunks(LANES) {
+            let e = exp(s, s.sub(load(s, x, f32::NEG_INFINITY), shift));
+            let next = s.add(sum, e);
+            let added = s.sub(next, sum);
+            error = s.add(error, s.add(s.sub(sum, s.sub(next, added)), s.sub(e, added)));
+            sum = next;
+        }
+        let (sum, error) = (s.to_array(sum), s.to_array(error));
+        sum.iter().zip(error).map(|(&s, e)| f64::from(s) + f64::from(e)).sum()
+    }
 }
 
 /// The sum in f64: eight interleaved running sums, added as a tree.
@@ -77,6 +143,10 @@ pub(crate) fn ln(x: f64) -> f64 {
 mod tests {
     use super::*;
 
+    fn every_isa(f: impl Fn(Isa)) {
+        Isa::ALL.into_iter().filter(|isa| isa.is_available()).for_each(f);
+    }
+
     #[test]
     fn ln_is_within_two_units_of_the_last_place() {
         for i in 0..20_000 {
@@ -98,18 +168,38 @@ mod tests {
 
     #[test]
     fn max_passes_over_nan() {
-        let mut x: Vec<f32> = (0..37).map(|i| -(i as f32)).collect();
-        x[0] = f32::NAN;
-        assert_eq!(max(&x), -1.0);
-        assert_eq!(max(&[]), f32::NEG_INFINITY);
-        assert_eq!(max(&[f32::NAN; 20]), f32::NEG_INFINITY);
+        every_isa(|isa| {
+            let mut x: Vec<f32> = (0..37).map(|i| -(i as f32)).collect();
+            x[0] = f32::NAN;
+            assert_eq!(max(isa, &x), -1.0);
+            assert_eq!(max(isa, &x[..1]), f32::NEG_INFINITY);
+            assert_eq!(max(isa, &[]), f32::NEG_INFINITY);
+            assert_eq!(max(isa, &[f32::NAN; 20]), f32::NEG_INFINITY);
+        });
     }
 
     #[test]
     fn exp_at_its_limits() {
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp(-200.0), 0.0);
-        assert!(exp(f32::NAN).is_nan());
+        every_isa(|isa| {
+            assert_eq!(exp_one(isa, 0.0), 1.0);
+            assert_eq!(exp_one(isa, f32::NEG_INFINITY), 0.0);
+            assert_eq!(exp_one(isa, -200.0), 0.0);
+            assert!(exp_one(isa, f32::NAN).is_nan());
+        });
+    }
+
+    #[test]
+    fn small_terms_of_a_sum_are_not_lost() {
+        every_isa(|isa| {
+            for (len, large) in [(2, 0), (100, 50), (100, 99), (33, 32)] {
+                let mut x = vec![-18.0; len];
+                x[large] = 0.0;
+                let rest = sum_exp(isa, &x, 0.0) - 1.0;
+                let want = (len - 1) as f64 * (-18f64).exp();
+                assert!((rest / want - 1.0).abs() < 1e-6, "{rest:e} {want:e}");
+            }
+            assert!(sum_exp(isa, &[0.0, f32::NAN, 1.0], 0.0).is_nan());
+            assert_eq!(sum_exp(isa, &[], 0.0), 0.0);
+        });
     }
 }

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result, check_len};
 use crate::math;
 use crate::rng::Uniform;
+use v3_numerics::cpu::Isa;
 
 /// Temperature, then top-k, then top-p: the order that the field's generation libraries share.
 ///
@@ -86,7 +87,7 @@ impl Sampler {
             for (p, &x) in probs.iter_mut().zip(logits) {
                 *p = (x - largest) / self.temperature;
             }
-            math::exp_shifted(probs, 0.0);
+            math::exp_scaled(Isa::detect(), probs, 0.0, 1.0);
         }
         self.truncate(logits, probs);
         let total = math::sum_f64(probs);
