@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result, check_len, product};
 use bytemuck::cast_slice;
-use v3_numerics::{E4M3, bf16, convert};
+use v3_numerics::{E4M3, bf16};
 
 /// Values that share one scale in an FP8 row.
 const GROUP: usize = 128;
@@ -298,7 +298,7 @@ impl LatentCache {
         let pages = self.pages(seq)?;
         let mut row = vec![0.0; d_c + d_rope];
         for i in 0..tokens {
-            self.decode_token(pages, start + i, &mut row);
+            widen(&self.config, self.row(pages, start + i), &mut row);
             latent[i * d_c..][..d_c].copy_from_slice(&row[..d_c]);
             k_rope[i * d_rope..][..d_rope].copy_from_slice(&row[d_c..]);
         }
@@ -310,11 +310,12 @@ impl LatentCache {
         Ok(&self.sequence(seq)?.pages)
     }
 
-    /// Widens one token, `[d_c + d_rope]`, of the sequence with this page table. It must have that token.
-    pub(crate) fn decode_token(&self, pages: &[u32], token: usize, out: &mut [f32]) {
+    /// The stored form of one token of the sequence with this page table. It must have that token.
+    #[inline(always)]
+    pub(crate) fn row(&self, pages: &[u32], token: usize) -> &[u8] {
         let page_size = self.config.page_size;
         let row = (pages[token / page_size] as usize * page_size + token % page_size) * self.token_bytes;
-        decode(&self.config, &self.pool[row..][..self.token_bytes], out);
+        &self.pool[row..][..self.token_bytes]
     }
 }
 
@@ -346,28 +347,59 @@ fn encode_bf16<'a>(x: impl Iterator<Item = &'a f32>, row: &mut [u8]) {
     x.zip(row.chunks_exact_mut(2)).for_each(|(x, y)| y.copy_from_slice(&bf16::from_f32(*x).to_ne_bytes()));
 }
 
-/// Widens one token to `[d_c + d_rope]`.
-fn decode(config: &CacheConfig, row: &[u8], out: &mut [f32]) {
+/// Widens one stored token to `[d_c + d_rope]`. Inlined, so that the loops become vectors of the kernel that calls it.
+#[inline(always)]
+pub(crate) fn widen(config: &CacheConfig, row: &[u8], out: &mut [f32]) {
     match config.dtype {
         KvType::F32 => {
-            out.iter_mut().zip(row.chunks_exact(4)).for_each(|(o, b)| *o = f32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
+            for (o, b) in out.iter_mut().zip(row.chunks_exact(4)) {
+                *o = f32::from_ne_bytes([b[0], b[1], b[2], b[3]]);
+            }
         }
-        KvType::Bf16 => decode_bf16(row, out),
+        KvType::Bf16 => widen_bf16(row, out),
         KvType::Fp8 => {
             let (codes, rest) = row.split_at(config.d_c);
             let (scales, rope) = rest.split_at(4 * config.d_c.div_ceil(GROUP));
             let (latent, k_rope) = out.split_at_mut(config.d_c);
-            // The lengths agree, which is all that the conversion can refuse.
-            let _ = convert::e4m3_to_f32(cast_slice(codes), latent);
-            for (x, s) in latent.chunks_mut(GROUP).zip(scales.chunks_exact(4)) {
+            for ((x, q), s) in latent.chunks_mut(GROUP).zip(codes.chunks(GROUP)).zip(scales.chunks_exact(4)) {
                 let scale = f32::from_ne_bytes([s[0], s[1], s[2], s[3]]);
-                x.iter_mut().for_each(|v| *v *= scale);
+                x.iter_mut().zip(q).for_each(|(x, q)| *x = e4m3_to_f32(*q) * scale);
             }
-            decode_bf16(rope, k_rope);
+            widen_bf16(rope, k_rope);
         }
     }
 }
 
-fn decode_bf16(row: &[u8], out: &mut [f32]) {
-    out.iter_mut().zip(row.chunks_exact(2)).for_each(|(o, b)| *o = bf16::from_ne_bytes([b[0], b[1]]).to_f32());
+#[inline(always)]
+fn widen_bf16(row: &[u8], out: &mut [f32]) {
+    for (o, b) in out.iter_mut().zip(row.chunks_exact(2)) {
+        *o = f32::from_bits(u32::from(u16::from_ne_bytes([b[0], b[1]])) << 16);
+    }
+}
+
+/// As `E4M3::to_f32`, in arithmetic that vectorises. The exponent is rebiased by adding 120; a subnormal is read as a mantissa
+/// above 2^-6, which is then subtracted.
+#[inline(always)]
+fn e4m3_to_f32(code: u8) -> f32 {
+    let code = u32::from(code);
+    let magnitude = (code & 0x7f) << 20;
+    let normal = f32::from_bits(magnitude + (120 << 23));
+    let subnormal = f32::from_bits(magnitude + (121 << 23)) - 0.015_625;
+    let value = if magnitude < 8 << 20 { subnormal } else { normal };
+    let value = if magnitude == 0x7f << 20 { f32::NAN } else { value };
+    f32::from_bits(value.to_bits() | (code & 0x80) << 24)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::e4m3_to_f32;
+    use v3_numerics::E4M3;
+
+    #[test]
+    fn every_e4m3_code() {
+        for code in 0..=255u8 {
+            let (got, expected) = (e4m3_to_f32(code), E4M3(code).to_f32());
+            assert!(got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan(), "{code:#x}: {got} {expected}");
+        }
+    }
 }

@@ -79,7 +79,7 @@ pub(super) struct Block {
     /// `[keys + PAD, d_qk]`, rows `ldk` apart; the padding rows are readable, their values do not matter.
     pub(super) k: *const f32,
     pub(super) ldk: usize,
-    /// `[keys, d_v rounded up to 8]`, rows `ldv` apart.
+    /// `[keys, d_v rounded up to PAD]`, rows `ldv` apart.
     pub(super) v: *const f32,
     pub(super) ldv: usize,
     /// `[LANES]`: query `lane` sees the first `limit` keys of the block (0 or less: none). Ascending along the lanes.
@@ -103,7 +103,7 @@ pub(super) struct Queries {
     pub(super) max: *mut f32,
     /// `[LANES]`: sum of `2^(score - max)` so far.
     pub(super) sum: *mut f32,
-    /// `[d_v rounded up to 8, LANES]`: sum of `2^(score - max) * value` so far.
+    /// `[d_v rounded up to PAD, LANES]`: sum of `2^(score - max) * value` so far.
     pub(super) out: *mut f32,
 }
 
@@ -225,7 +225,7 @@ pub(super) unsafe fn attend<S: Simd, const R: usize, const N: usize>(block: &Blo
 }
 
 /// [`attend`] for the first `lanes` queries: two vectors at a time with tiles of `W` rows when the block is seen by all,
-/// one vector at a time, which leaves out the most of what is not seen, when it is not.
+/// one vector at a time with tiles of eight rows, which leaves out the most of what is not seen, when it is not.
 ///
 /// # Safety
 /// As [`attend`].

@@ -89,45 +89,44 @@ pub(super) unsafe fn run<S: Simd, const W: usize>(task: &BackwardHeads) {
         [ldk * LANES, tall, tall, LANES],
         [LANES, LANES, LANES, 0],
     ];
-    Scratch::with(scratch_values(parts.as_flattened()), |scratch| {
-        let [[k, v, dk, dv], [q_lanes, q_rows, do_lanes, do_rows], [dq, p, ds, minus_lse], [delta, limit, ones, _]] =
-            parts.map(|four| four.map(|n| scratch.take(n)));
-        let scale = task.scale;
-        let scale_log2 = scale * std::f32::consts::LOG2_E;
-        let d_v = task.d_v;
-        let work = Work {
-            d_qk,
-            d_v,
-            ldk,
-            ldv,
-            k,
-            v,
-            dk,
-            dv,
-            q_lanes,
-            q_rows,
-            do_lanes,
-            do_rows,
-            dq,
-            p,
-            ds,
-            minus_lse,
-            delta,
-            limit,
-            ones,
-            scale,
-            scale_log2,
-        };
-        // SAFETY: the caller's contract; `parts` are the sizes that `Work` states.
-        unsafe {
-            for lane in 0..LANES {
-                *ones.add(lane) = 1.0;
-            }
-            for head in 0..task.heads {
-                one_head::<S, W>(task, &work, head);
-            }
+    let mut scratch = Scratch::new(scratch_values(parts.as_flattened()));
+    let [[k, v, dk, dv], [q_lanes, q_rows, do_lanes, do_rows], [dq, p, ds, minus_lse], [delta, limit, ones, _]] =
+        parts.map(|four| scratch.parts(four));
+    let scale = task.scale;
+    let scale_log2 = scale * std::f32::consts::LOG2_E;
+    let d_v = task.d_v;
+    let work = Work {
+        d_qk,
+        d_v,
+        ldk,
+        ldv,
+        k,
+        v,
+        dk,
+        dv,
+        q_lanes,
+        q_rows,
+        do_lanes,
+        do_rows,
+        dq,
+        p,
+        ds,
+        minus_lse,
+        delta,
+        limit,
+        ones,
+        scale,
+        scale_log2,
+    };
+    // SAFETY: the caller's contract; `parts` are the sizes that `Work` states.
+    unsafe {
+        for lane in 0..LANES {
+            *ones.add(lane) = 1.0;
         }
-    });
+        for head in 0..task.heads {
+            one_head::<S, W>(task, &work, head);
+        }
+    }
 }
 
 /// # Safety

@@ -3,7 +3,7 @@
 use super::attend::{Block, PAD, Queries, attend_all, from_lanes, reset, to_lanes};
 use super::simd::Simd;
 use super::{LANES, Scratch, Shared, scratch_values};
-use crate::cache::LatentCache;
+use crate::cache::{LatentCache, widen};
 
 /// Tokens that are widened at a time; blocks begin at multiples of it from the start of a split.
 const BLOCK: usize = 64;
@@ -43,37 +43,36 @@ pub(super) unsafe fn run<S: Simd, const W: usize>(task: &DecodeSplit<'_>) {
     let ld = d_qk.next_multiple_of(16);
     let parts =
         [(BLOCK + PAD) * ld, d_qk * LANES, (BLOCK + PAD) * LANES, d_c.next_multiple_of(16) * LANES, LANES, LANES, LANES, LANES];
-    Scratch::with(scratch_values(&parts), |scratch| {
-        let [rows, q, p, out, max, sum, limit, ones] = parts.map(|n| scratch.take(n));
-        // SAFETY: the caller's contract; `parts` are the sizes that the blocks below state.
-        unsafe {
-            std::ptr::write_bytes(rows, 0, (BLOCK + PAD) * ld);
-            to_lanes::<S>(task.q_latent, d_c, task.lanes, d_c, q);
-            to_lanes::<S>(task.q_rope, d_rope, task.lanes, d_rope, q.add(d_c * LANES));
-            let scale_log2 = task.scale * std::f32::consts::LOG2_E;
-            let queries = Queries { q, d_qk, d_v: d_c, scale_log2, p, max, sum, out };
-            reset(&queries);
-            for start in (task.start..task.end).step_by(BLOCK) {
-                let keys = (task.end - start).min(BLOCK);
-                for i in 0..keys {
-                    let row = std::slice::from_raw_parts_mut(rows.add(i * ld), d_qk);
-                    task.cache.decode_token(task.pages, start + i, row);
-                }
-                for lane in 0..LANES {
-                    let visible = task.visible[lane.min(task.lanes - 1)];
-                    *limit.add(lane) = visible.saturating_sub(start).min(keys) as f32;
-                }
-                let block = Block { k: rows, ldk: ld, v: rows, ldv: ld, limit, keys };
-                attend_all::<S, W>(&block, &queries, task.lanes, false);
+    let mut scratch = Scratch::new(scratch_values(&parts));
+    let [rows, q, p, out, max, sum, limit, ones] = scratch.parts(parts);
+    // SAFETY: the caller's contract; `parts` are the sizes that the blocks below state.
+    unsafe {
+        std::ptr::write_bytes(rows, 0, (BLOCK + PAD) * ld);
+        to_lanes::<S>(task.q_latent, d_c, task.lanes, d_c, q);
+        to_lanes::<S>(task.q_rope, d_rope, task.lanes, d_rope, q.add(d_c * LANES));
+        let scale_log2 = task.scale * std::f32::consts::LOG2_E;
+        let queries = Queries { q, d_qk, d_v: d_c, scale_log2, p, max, sum, out };
+        reset(&queries);
+        for start in (task.start..task.end).step_by(BLOCK) {
+            let keys = (task.end - start).min(BLOCK);
+            for i in 0..keys {
+                let row = std::slice::from_raw_parts_mut(rows.add(i * ld), d_qk);
+                widen(task.cache.config(), task.cache.row(task.pages, start + i), row);
             }
             for lane in 0..LANES {
-                *ones.add(lane) = 1.0;
+                let visible = task.visible[lane.min(task.lanes - 1)];
+                *limit.add(lane) = visible.saturating_sub(start).min(keys) as f32;
             }
-            from_lanes::<S>(out, ones, task.out.0, d_c, task.lanes, d_c);
-            std::ptr::copy_nonoverlapping(max, task.max.0, task.lanes);
-            std::ptr::copy_nonoverlapping(sum, task.sum.0, task.lanes);
+            let block = Block { k: rows, ldk: ld, v: rows, ldv: ld, limit, keys };
+            attend_all::<S, W>(&block, &queries, task.lanes, false);
         }
-    });
+        for lane in 0..LANES {
+            *ones.add(lane) = 1.0;
+        }
+        from_lanes::<S>(out, ones, task.out.0, d_c, task.lanes, d_c);
+        std::ptr::copy_nonoverlapping(max, task.max.0, task.lanes);
+        std::ptr::copy_nonoverlapping(sum, task.sum.0, task.lanes);
+    }
 }
 
 /// Merges the splits of one query in order, exactly: `out [d_c]` and the natural log-sum-exp.

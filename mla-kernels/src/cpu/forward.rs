@@ -41,44 +41,43 @@ pub(super) unsafe fn run<S: Simd, const W: usize>(task: &ForwardHead) {
     let (ldk, ldv) = (d_qk.next_multiple_of(16), task.d_v.next_multiple_of(16));
     let rows = task.tokens + PAD;
     let parts = [rows * ldk, rows * ldv, d_qk * LANES, (BLOCK + PAD) * LANES, ldv * LANES, LANES, LANES, LANES, LANES, LANES];
-    Scratch::with(scratch_values(&parts), |scratch| {
-        let [k, v, q, p, out, max, sum, limit, lse, inverse] = parts.map(|n| scratch.take(n));
-        // SAFETY: the caller's contract; `parts` are the sizes that the blocks below state.
-        unsafe {
-            copy_rows(task.kv, task.kv_stride, task.tokens, task.d_nope, k, ldk);
-            for t in 0..task.tokens {
-                let rope = task.k_rope.add(t * task.d_rope);
-                std::ptr::copy_nonoverlapping(rope, k.add(t * ldk + task.d_nope), task.d_rope);
-            }
-            std::ptr::write_bytes(k.add(task.tokens * ldk), 0, PAD * ldk);
-            copy_rows(task.kv.add(task.d_nope), task.kv_stride, task.tokens, task.d_v, v, ldv);
-            let scale_log2 = task.scale * std::f32::consts::LOG2_E;
-            let queries = Queries { q, d_qk, d_v: task.d_v, scale_log2, p, max, sum, out };
-            for first in (0..task.tokens).step_by(LANES) {
-                let lanes = (task.tokens - first).min(LANES);
-                to_lanes::<S>(task.q.add(first * task.q_stride), task.q_stride, lanes, d_qk, q);
-                reset(&queries);
-                for start in (0..first).step_by(BLOCK) {
-                    let keys = (first - start).min(BLOCK);
-                    for lane in 0..LANES {
-                        *limit.add(lane) = keys as f32;
-                    }
-                    let block = Block { k: k.add(start * ldk), ldk, v: v.add(start * ldv), ldv, limit, keys };
-                    attend_all::<S, W>(&block, &queries, lanes, false);
-                }
+    let mut scratch = Scratch::new(scratch_values(&parts));
+    let [k, v, q, p, out, max, sum, limit, lse, inverse] = scratch.parts(parts);
+    // SAFETY: the caller's contract; `parts` are the sizes that the blocks below state.
+    unsafe {
+        copy_rows(task.kv, task.kv_stride, task.tokens, task.d_nope, k, ldk);
+        for t in 0..task.tokens {
+            let rope = task.k_rope.add(t * task.d_rope);
+            std::ptr::copy_nonoverlapping(rope, k.add(t * ldk + task.d_nope), task.d_rope);
+        }
+        std::ptr::write_bytes(k.add(task.tokens * ldk), 0, PAD * ldk);
+        copy_rows(task.kv.add(task.d_nope), task.kv_stride, task.tokens, task.d_v, v, ldv);
+        let scale_log2 = task.scale * std::f32::consts::LOG2_E;
+        let queries = Queries { q, d_qk, d_v: task.d_v, scale_log2, p, max, sum, out };
+        for first in (0..task.tokens).step_by(LANES) {
+            let lanes = (task.tokens - first).min(LANES);
+            to_lanes::<S>(task.q.add(first * task.q_stride), task.q_stride, lanes, d_qk, q);
+            reset(&queries);
+            for start in (0..first).step_by(BLOCK) {
+                let keys = (first - start).min(BLOCK);
                 for lane in 0..LANES {
-                    *limit.add(lane) = lane.min(lanes - 1) as f32 + 1.0;
+                    *limit.add(lane) = keys as f32;
                 }
-                let block = Block { k: k.add(first * ldk), ldk, v: v.add(first * ldv), ldv, limit, keys: lanes };
-                attend_all::<S, W>(&block, &queries, lanes, true);
+                let block = Block { k: k.add(start * ldk), ldk, v: v.add(start * ldv), ldv, limit, keys };
+                attend_all::<S, W>(&block, &queries, lanes, false);
+            }
+            for lane in 0..LANES {
+                *limit.add(lane) = lane.min(lanes - 1) as f32 + 1.0;
+            }
+            let block = Block { k: k.add(first * ldk), ldk, v: v.add(first * ldv), ldv, limit, keys: lanes };
+            attend_all::<S, W>(&block, &queries, lanes, true);
 
-                finish(max, sum, lse, inverse);
-                let dst = task.out.0.add(first * task.out_stride);
-                from_lanes::<S>(out, inverse, dst, task.out_stride, lanes, task.d_v);
-                for lane in 0..lanes {
-                    *task.lse.0.add((first + lane) * task.lse_stride) = *lse.add(lane);
-                }
+            finish(max, sum, lse, inverse);
+            let dst = task.out.0.add(first * task.out_stride);
+            from_lanes::<S>(out, inverse, dst, task.out_stride, lanes, task.d_v);
+            for lane in 0..lanes {
+                *task.lse.0.add((first + lane) * task.lse_stride) = *lse.add(lane);
             }
         }
-    });
+    }
 }

@@ -36,7 +36,8 @@ pub(crate) struct Kernels {
     pub(crate) decode: unsafe fn(&DecodeSplit<'_>),
 }
 
-/// Instantiates the kernels with tiles of `$wide` rows by two vectors, and of eight rows by one.
+/// Instantiates the kernels with tiles of `$wide` rows by two vectors. (Those of one vector have eight rows: sixteen need
+/// more row pointers than there are registers, and were slower.)
 macro_rules! instantiate {
     ($module:ident, $simd:ty, $wide:literal $(, #[$feature:meta])?) => {
         mod $module {
@@ -113,41 +114,53 @@ thread_local! {
     static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Cuts a scratch buffer into parts, each aligned to a cache line.
+/// A thread's scratch buffer, given out in parts that are each aligned to a cache line. Dropping it keeps the buffer for the
+/// next task of the thread.
+///
+/// (Not a function that calls a closure: a closure would be compiled without the instruction set of the kernel around it.)
 struct Scratch {
-    next: *mut Line,
-    left: usize,
+    buffer: Vec<Line>,
+    used: usize,
 }
 
 impl Scratch {
-    /// Calls `f` with at least `values` f32 of scratch (see [`Scratch::take`]), whose content is arbitrary.
-    /// A thread keeps its buffer for the next task.
-    fn with<R>(values: usize, f: impl FnOnce(&mut Scratch) -> R) -> R {
+    /// At least `values` f32 (see [`scratch_values`]), whose content is arbitrary.
+    fn new(values: usize) -> Self {
         // Taken out of its cell, so that a task that runs another one on this thread finds an empty one instead.
         let mut buffer = SCRATCH.with(|s| std::mem::take(&mut *s.borrow_mut()));
         let lines = values.div_ceil(16);
         if buffer.len() < lines {
             buffer.resize(lines, Line([0.0; 16]));
         }
-        let result = f(&mut Scratch { next: buffer.as_mut_ptr(), left: buffer.len() });
-        if buffer.len() <= KEPT_LINES {
-            SCRATCH.with(|s| *s.borrow_mut() = buffer);
-        }
-        result
+        Self { buffer, used: 0 }
     }
 
-    /// The next `values` f32, rounded up to a cache line. Parts never overlap; they are valid until `with` returns.
+    /// The next `values` f32, rounded up to a cache line. Parts never overlap; they are valid until the scratch is dropped.
     ///
     /// # Panics
     /// When the buffer is used up: sizes are computed in one place, by [`scratch_values`].
     fn take(&mut self, values: usize) -> *mut f32 {
         let lines = values.div_ceil(16);
-        assert!(lines <= self.left, "scratch is too small");
-        let part = self.next;
-        // SAFETY: `left` lines of one allocation follow `next`.
-        self.next = unsafe { part.add(lines) };
-        self.left -= lines;
+        assert!(lines <= self.buffer.len() - self.used, "scratch is too small");
+        // SAFETY: `used` lines are within the buffer, as just checked.
+        let part = unsafe { self.buffer.as_mut_ptr().add(self.used) };
+        self.used += lines;
         part.cast()
+    }
+
+    /// [`Scratch::take`] for each of `parts`.
+    fn parts<const N: usize>(&mut self, parts: [usize; N]) -> [*mut f32; N] {
+        parts.map(|n| self.take(n))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.buffer);
+        if buffer.len() <= KEPT_LINES {
+            // A thread that is ending has no cell any more; the buffer is simply freed then.
+            let _ = SCRATCH.try_with(|s| *s.borrow_mut() = buffer);
+        }
     }
 }
 
