@@ -99,7 +99,8 @@ impl Plan {
             let mut arrived = 0;
             while arrived < inbound.rows {
                 let chunk: Vec<T> = comm.recv(inbound.from, tag(kind, inbound.source))?;
-                let fits = !chunk.is_empty() && chunk.len().is_multiple_of(row_len) && chunk.len() / row_len <= inbound.rows - arrived;
+                let fits =
+                    !chunk.is_empty() && chunk.len().is_multiple_of(row_len) && chunk.len() / row_len <= inbound.rows - arrived;
                 if !fits {
                     return Err(mixed_len(inbound.source, row_len, chunk.len()));
                 }

@@ -421,6 +421,23 @@ impl Plan {
         self.max_nodes_per_token
     }
 
+    /// Bytes of memory that the plan holds.
+    pub fn bytes(&self) -> usize {
+        let merge = |merge: &Merge| {
+            size_of_val(merge.program.terms.as_slice())
+                + size_of_val(merge.program.starts.as_slice())
+                + size_of_val(merge.gradients.as_slice())
+        };
+        let send = |send: &Send| size_of_val(send.rows.as_slice());
+        self.sends.iter().map(send).sum::<usize>()
+            + self.inbound.iter().flat_map(|inbound| &inbound.forward).map(send).sum::<usize>()
+            + self.outgoing.iter().map(merge).sum::<usize>()
+            + merge(&self.home)
+            + size_of_val(self.gather.as_slice())
+            + size_of_val(self.row_weights.as_slice())
+            + size_of_val(self.choice.as_slice())
+    }
+
     /// What this rank has sent so far from tokens to experts: in [`dispatch`](Plan::dispatch) and
     /// [`combine_backward`](Plan::combine_backward), rows that it passed on as a gateway included.
     pub fn traffic(&self) -> Traffic {
