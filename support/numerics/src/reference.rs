@@ -145,7 +145,7 @@ pub fn nearest(x: f64, codes: std::ops::Range<u32>, decode: impl Fn(u32) -> f64)
     let finite = codes.filter(|code| decode(*code).is_finite());
     let better = |best: u32, code: u32| {
         let (old, new) = ((decode(best) - x).abs(), (decode(code) - x).abs());
-        if new < old || (new == old && code % 2 == 0) { code } else { best }
+        if new < old || (new == old && code.is_multiple_of(2)) { code } else { best }
     };
     finite.reduce(better).unwrap_or(0)
 }

@@ -3,7 +3,7 @@
 use crate::simd::{Kernel, LANES, Simd};
 
 /// The most values of k that are taken before a tile's partial sums go back to memory.
-pub(super) const KC: usize = 512;
+pub(super) const KC: usize = 256;
 /// The row stride of a row-major copy of A: not a multiple of 4 KiB, so that the rows of a tile fall into different sets of the cache.
 pub(super) const A_STRIDE: usize = KC + 16;
 /// The largest number of rows of a tile on any instruction set.
@@ -51,7 +51,7 @@ impl<const MR: usize, const NV: usize, const K_MAJOR: bool> Kernel for Tile<MR, 
                 let mut column = [s.splat(0.0); NV];
                 for (v, x) in column.iter_mut().enumerate() {
                     *x = s.load_ptr(b.add(v * LANES));
-                    s.prefetch(b.wrapping_add(16 * PANEL + v * LANES));
+                    s.prefetch(b.wrapping_add(16 * t.b_stride + v * LANES));
                 }
                 for (i, row) in acc.iter_mut().enumerate() {
                     let x = s.splat(*a.add(if K_MAJOR { i } else { i * A_STRIDE }));

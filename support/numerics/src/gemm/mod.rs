@@ -6,11 +6,11 @@
 //! of it.)
 //!
 //! **How.** Lanes run along the columns of C, so the chain of an element stays in one lane of one register. B is packed into panels
-//! of 32 columns, `[k][32]`, once per call or once for all in a [`PackedB`]; A is copied in blocks of 512 along k, without
+//! of 32 columns, `[k][32]`, once per call or once for all in a [`PackedB`]; A is copied in blocks of 256 along k, without
 //! transposing it, at a stride that the kernel knows at compile time. The tile is 14 x 32 on AVX-512, 6 x 16 on AVX2; rows are
-//! cut into tiles of nearly equal height instead of full ones and a rest. After 512 steps partial sums go back to memory: a
-//! stored f32 is the register's value, so the chain is unbroken. Threads take bands of rows, or groups of panels where there are
-//! few rows; then each packs its own part of B right before use, which reads B from memory once.
+//! cut into tiles of nearly equal height instead of full ones and a rest. After 256 steps partial sums go back to memory: a
+//! stored f32 is the register's value, so the chain is unbroken. Threads take bands of rows or groups of panels, whichever
+//! packs less twice; a panel that is not packed yet is packed right before its use, into the first-level cache.
 
 mod kernel;
 mod pack;
@@ -24,10 +24,9 @@ use crate::view::{MatMut, MatRef};
 use kernel::{KC, MAX_ROWS, PANEL, TileArgs, run_tile};
 use pack::{ALayout, PackA, PackB, Tiles, packed_a_len, panel_width};
 
-/// The most rows of A that a task packs at once: 224 x 528 values fill a quarter of a 2 MiB cache.
-const BAND: usize = 16 * MAX_ROWS;
-/// The most values of B that are packed at once.
-const PACKED_B_LEN: usize = 4 << 20;
+/// The most rows of A that a task packs at once. 1008 x 272 values are read again for each panel of B, 4 bytes a cycle: a second-level
+/// cache of 2 MiB holds them, a third-level cache is fast enough.
+const BAND: usize = 72 * MAX_ROWS;
 /// Products with fewer multiply-adds run on the calling thread.
 const PARALLEL_FROM: usize = 1 << 20;
 
@@ -106,7 +105,7 @@ impl PackedB {
 pub fn gemm_packed(a: MatRef<'_, f32>, b: &PackedB, c: MatMut<'_, f32>, accumulate: bool) -> Result<()> {
     check_shape("packed b of a matrix product", (a.cols(), b.n), (b.k, b.n))?;
     check_shape("c of a matrix product", (a.rows(), b.n), (c.rows(), c.cols()))?;
-    product(Isa::detect(), a, &Rhs::Packed { data: b.data.as_ptr(), k: b.k, n: b.n }, c, accumulate);
+    product(Isa::detect(), a, &Rhs::Packed { data: b.data.as_ptr(), k: b.k }, c, accumulate);
     Ok(())
 }
 
@@ -135,7 +134,7 @@ pub fn gemm_grouped(
             // SAFETY: the rows of a group are its own, and lie inside `c` as the offsets do.
             let c = unsafe { shared.tile(first, end - first, 0, n) };
             let w = weights[g];
-            product(isa, a, &Rhs::Packed { data: w.data.as_ptr(), k: w.k, n: w.n }, c, accumulate);
+            product(isa, a, &Rhs::Packed { data: w.data.as_ptr(), k: w.k }, c, accumulate);
         }
     });
     Ok(())
@@ -179,21 +178,11 @@ enum Rhs<'a> {
     Packed {
         data: *const f32,
         k: usize,
-        n: usize,
     },
 }
 
 // SAFETY: the packed values are only read, and outlive the call that made the value.
 unsafe impl Sync for Rhs<'_> {}
-
-impl Rhs<'_> {
-    fn n(&self) -> usize {
-        match self {
-            Rhs::View(b) => b.cols(),
-            Rhs::Packed { n, .. } => *n,
-        }
-    }
-}
 
 /// A pointer whose users keep to disjoint places.
 #[derive(Clone, Copy)]
@@ -235,55 +224,42 @@ struct Split {
     groups: usize,
 }
 
-fn split(m: usize, n: usize, k: usize, threads: usize) -> Split {
+fn split(m: usize, n: usize, k: usize, threads: usize, packed: bool) -> Split {
     let least = m.div_ceil(BAND);
-    let panels = n.div_ceil(PANEL);
-    if threads <= 1 || m * n * k.max(1) < PARALLEL_FROM {
+    let work = m * n * k.max(1);
+    if threads <= 1 || work < PARALLEL_FROM {
         return Split { bands: least, groups: 1 };
     }
+    let panels = n.div_ceil(PANEL);
+    let tiles = m.div_ceil(MAX_ROWS);
     // Two tasks for each thread even out a thread that is held up, where they do not get too small for it.
-    for tasks in [2 * threads, threads] {
-        let bands = least.next_multiple_of(tasks);
-        if m / bands >= 4 * MAX_ROWS {
-            return Split { bands, groups: 1 };
-        }
-    }
-    let groups = if panels >= 4 * threads { 2 * threads } else { threads };
-    Split { bands: least, groups: groups.min(panels) }
+    let tasks = if work >= 4 * threads * PARALLEL_FROM { 2 * threads } else { threads };
+    // The time in cycles for each value of k: 64 operations a cycle, and packing by every task.
+    let time = |split: &Split| {
+        let share = |all: usize, parts: usize| all.div_ceil(parts) as f64;
+        let rounds = share(split.bands * split.groups, threads);
+        let (rows, cols) = (share(tiles, split.bands) * MAX_ROWS as f64, share(panels, split.groups) * PANEL as f64);
+        let pack_b = if packed { 0.0 } else { 0.3 };
+        rounds * (rows * cols / 32.0 + 0.15 * rows + pack_b * cols)
+    };
+    let by_cols = {
+        let groups = panels.min(tasks);
+        Split { bands: least.max(tasks / groups).min(tiles), groups }
+    };
+    let by_rows = {
+        let bands = least.next_multiple_of(tasks).min(tiles);
+        Split { bands, groups: tasks.div_ceil(bands).min(panels) }
+    };
+    if time(&by_cols) <= time(&by_rows) { by_cols } else { by_rows }
 }
 
 /// The product. Shapes have been checked.
 fn product(isa: Isa, a: MatRef<'_, f32>, b: &Rhs<'_>, mut c: MatMut<'_, f32>, accumulate: bool) {
-    let (m, k, n) = (a.rows(), a.cols(), b.n());
+    let (m, k, n) = (a.rows(), a.cols(), c.cols());
     if m == 0 || n == 0 {
         return;
     }
-    let threads = par::num_threads();
-    let Split { bands, groups } = split(m, n, k, threads);
-    match b {
-        // More than one band would pack B more than once: pack it before, in blocks of columns.
-        Rhs::View(view) if bands > 1 => {
-            let block = (PACKED_B_LEN / k.max(1)).next_multiple_of(PANEL).min(n.next_multiple_of(PANEL));
-            let mut packed = Scratch::take(packed_b_len(k, block));
-            let shared = c.as_shared();
-            for first in (0..n).step_by(block) {
-                let end = n.min(first + block);
-                let Ok(view) = view.col_range(first..end) else { continue };
-                pack_panels(isa, view, SendPtr(packed.as_mut_ptr()));
-                let b = Rhs::Packed { data: packed.as_ptr(), k, n: end - first };
-                // SAFETY: inside `c`, and the block before is done with.
-                let c = unsafe { shared.tile(0, m, first, end - first) };
-                let split = split(m, end - first, k, threads);
-                tasks(isa, a, &b, c, accumulate, split);
-            }
-        }
-        _ => tasks(isa, a, b, c, accumulate, Split { bands, groups }),
-    }
-}
-
-/// Runs the tasks of a split.
-fn tasks(isa: Isa, a: MatRef<'_, f32>, b: &Rhs<'_>, mut c: MatMut<'_, f32>, accumulate: bool, split: Split) {
-    let (m, n) = (c.rows(), c.cols());
+    let split = split(m, n, k, par::num_threads(), matches!(b, Rhs::Packed { .. }));
     let rows = Tiles { rows: m, count: split.bands };
     let panels = Tiles { rows: n.div_ceil(PANEL), count: split.groups };
     let count = split.bands * split.groups;
@@ -339,13 +315,17 @@ impl Kernel for Task<'_> {
             for col in (0..n).step_by(PANEL) {
                 let cols = (n - col).min(PANEL);
                 let width = panel_width(cols);
-                let panel = match (b, &mut b_packed) {
-                    (Rhs::Packed { data, k, .. }, _) => data.wrapping_add((first_col + col) * k + first_k * width),
+                let (panel, b_stride) = match (b, &mut b_packed) {
+                    (Rhs::Packed { data, k }, _) => (data.wrapping_add((first_col + col) * k + first_k * width), width),
+                    // With few rows the copy costs more than it saves, if the panel can be read where it is.
+                    (Rhs::View(b), _) if b.col_stride() == 1 && tiles.count <= 2 && cols == width => {
+                        (b.as_ptr().wrapping_add(first_k * b.row_stride() + first_col + col), b.row_stride())
+                    }
                     (Rhs::View(b), Some(out)) => {
                         let columns = first_col + col..first_col + col + cols;
                         let Ok(b) = b.row_range(first_k..first_k + kc).and_then(|b| b.col_range(columns)) else { return };
                         s.outline(PackB { b, out: out.as_mut_ptr() });
-                        out.as_ptr()
+                        (out.as_ptr(), width)
                     }
                     (Rhs::View(_), None) => return,
                 };
@@ -369,7 +349,7 @@ impl Kernel for Task<'_> {
                             kc,
                             a,
                             b: panel.wrapping_add(v * LANES),
-                            b_stride: width,
+                            b_stride,
                             init: if first { std::ptr::null() } else { sums },
                             init_stride: sums_stride,
                             out: if last { out } else { sums },

@@ -31,6 +31,9 @@ impl Kernel for PackB<'_> {
                 for p in 0..k {
                     let row = b.add(p * rs);
                     let out = self.out.add(p * width);
+                    // The next panel, most likely.
+                    s.prefetch(row.wrapping_add(PANEL));
+                    s.prefetch(row.wrapping_add(PANEL + LANES));
                     if cols == PANEL {
                         s.store_ptr(s.load_ptr(row), out);
                         s.store_ptr(s.load_ptr(row.add(LANES)), out.add(LANES));
@@ -121,16 +124,24 @@ impl Kernel for PackA<'_> {
                     }
                 }
                 ALayout::KMajor => {
-                    for t in 0..self.tiles.count {
-                        let (first, rows) = self.tiles.get(t);
-                        let out = self.out.add(t * kc * LANES);
-                        // Sixteen rows may be read where the matrix has them; the kernel uses the first only.
-                        let whole = first + LANES <= m;
-                        for p in 0..kc {
-                            let column = a.add(first + p * cs);
-                            let x =
-                                if whole { s.load_ptr(column) } else { s.load_partial(std::slice::from_raw_parts(column, rows)) };
-                            s.store_ptr(x, out.add(p * LANES));
+                    // A few steps of k at a time: reads run along a few rows of the source, writes fill lines that lie together.
+                    const STEPS: usize = 8;
+                    for start in (0..kc).step_by(STEPS) {
+                        let end = kc.min(start + STEPS);
+                        for t in 0..self.tiles.count {
+                            let (first, rows) = self.tiles.get(t);
+                            let out = self.out.add(t * kc * LANES);
+                            // Sixteen rows may be read where the matrix has them; the kernel uses the first only.
+                            let whole = first + LANES <= m;
+                            for p in start..end {
+                                let column = a.add(first + p * cs);
+                                let x = if whole {
+                                    s.load_ptr(column)
+                                } else {
+                                    s.load_partial(std::slice::from_raw_parts(column, rows))
+                                };
+                                s.store_ptr(x, out.add(p * LANES));
+                            }
                         }
                     }
                 }

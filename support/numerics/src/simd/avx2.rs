@@ -1,6 +1,7 @@
 //! AVX2 with FMA: a vector is two registers.
 
 use super::{Kernel, LANES, Simd, sealed};
+use crate::formats::E4M3;
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -150,6 +151,53 @@ impl Simd for Avx2 {
             // The pack works within 128-bit halves: restore the order of the quarters.
             let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(low, high));
             _mm256_storeu_si256(y.as_mut_ptr().cast(), packed);
+        })
+    }
+
+    #[inline(always)]
+    fn load_e4m3(self, x: &[E4M3; LANES]) -> Self::F {
+        op!({
+            let codes = _mm_loadu_si128(x.as_ptr().cast());
+            [codes, _mm_srli_si128::<8>(codes)].map(|codes| {
+                let codes = _mm256_cvtepu8_epi32(codes);
+                let magnitude = _mm256_and_si256(codes, _mm256_set1_epi32(0x7f));
+                let normal = _mm256_add_epi32(_mm256_slli_epi32::<20>(magnitude), _mm256_set1_epi32(120 << 23));
+                // Subnormals are multiples of 2^-9.
+                let small = _mm256_mul_ps(_mm256_cvtepi32_ps(magnitude), _mm256_set1_ps(1.0 / 512.0));
+                let is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32(8), magnitude);
+                let is_nan = _mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x7f));
+                let value = _mm256_blendv_epi8(normal, _mm256_castps_si256(small), is_small);
+                let value = _mm256_blendv_epi8(value, _mm256_set1_epi32(0x7fc0_0000), is_nan);
+                let sign = _mm256_slli_epi32::<24>(_mm256_andnot_si256(_mm256_set1_epi32(0x7f), codes));
+                _mm256_castsi256_ps(_mm256_or_si256(value, sign))
+            })
+        })
+    }
+    #[inline(always)]
+    fn store_e4m3(self, x: Self::F, y: &mut [E4M3; LANES]) {
+        op!({
+            let [low, high] = x.map(|x| {
+                let bits = _mm256_castps_si256(x);
+                let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+                let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fff_ffff));
+                // 448
+                let magnitude = _mm256_min_epi32(magnitude, _mm256_set1_epi32(0x43e0_0000));
+                let odd = _mm256_and_si256(_mm256_srli_epi32::<20>(magnitude), _mm256_set1_epi32(1));
+                let rounded = _mm256_add_epi32(magnitude, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7_ffff)));
+                let normal = _mm256_sub_epi32(_mm256_srli_epi32::<20>(rounded), _mm256_set1_epi32(120 << 3));
+                // Below 2^-6: added to 2^14, whose last place is 2^-9, the adder rounds.
+                let sum = _mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_set1_ps(16384.0));
+                let small = _mm256_sub_epi32(_mm256_castps_si256(sum), _mm256_set1_epi32(0x4680_0000));
+                let is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x3c80_0000), magnitude);
+                let code = _mm256_blendv_epi8(normal, small, is_small);
+                let code = _mm256_blendv_epi8(code, _mm256_set1_epi32(0x7f), is_nan);
+                let sign = _mm256_and_si256(_mm256_srli_epi32::<24>(bits), _mm256_set1_epi32(0x80));
+                _mm256_or_si256(code, sign)
+            });
+            // To 16 bits, with the quarters in order; then to 8.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(low, high));
+            let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(y.as_mut_ptr().cast(), bytes);
         })
     }
 

@@ -1,6 +1,7 @@
 //! AVX-512 F, BW, DQ, VL: a vector is one register.
 
 use super::{Kernel, LANES, Simd, sealed};
+use crate::formats::E4M3;
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -137,6 +138,44 @@ impl Simd for Avx512 {
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
             let upper = _mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, nan, quiet));
             _mm256_storeu_si256(y.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(upper));
+        })
+    }
+
+    #[inline(always)]
+    fn load_e4m3(self, x: &[E4M3; LANES]) -> Self::F {
+        op!({
+            let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+            let magnitude = _mm512_and_si512(codes, _mm512_set1_epi32(0x7f));
+            let normal = _mm512_add_epi32(_mm512_slli_epi32::<20>(magnitude), _mm512_set1_epi32(120 << 23));
+            // Subnormals are multiples of 2^-9.
+            let small = _mm512_mul_ps(_mm512_cvtepi32_ps(magnitude), _mm512_set1_ps(1.0 / 512.0));
+            let is_small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(8));
+            let is_nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x7f));
+            let value = _mm512_mask_mov_epi32(normal, is_small, _mm512_castps_si512(small));
+            let value = _mm512_mask_mov_epi32(value, is_nan, _mm512_set1_epi32(0x7fc0_0000));
+            let sign = _mm512_slli_epi32::<24>(_mm512_andnot_si512(_mm512_set1_epi32(0x7f), codes));
+            _mm512_castsi512_ps(_mm512_or_si512(value, sign))
+        })
+    }
+    #[inline(always)]
+    fn store_e4m3(self, x: Self::F, y: &mut [E4M3; LANES]) {
+        op!({
+            let bits = _mm512_castps_si512(x);
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
+            // 448
+            let magnitude = _mm512_min_epi32(magnitude, _mm512_set1_epi32(0x43e0_0000));
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<20>(magnitude), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(magnitude, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7_ffff)));
+            let normal = _mm512_sub_epi32(_mm512_srli_epi32::<20>(rounded), _mm512_set1_epi32(120 << 3));
+            // Below 2^-6: added to 2^14, whose last place is 2^-9, the adder rounds.
+            let sum = _mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(16384.0));
+            let small = _mm512_sub_epi32(_mm512_castps_si512(sum), _mm512_set1_epi32(0x4680_0000));
+            let is_small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x3c80_0000));
+            let code = _mm512_mask_mov_epi32(normal, is_small, small);
+            let code = _mm512_mask_mov_epi32(code, is_nan, _mm512_set1_epi32(0x7f));
+            let sign = _mm512_and_si512(_mm512_srli_epi32::<24>(bits), _mm512_set1_epi32(0x80));
+            _mm_storeu_si128(y.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_or_si512(code, sign)));
         })
     }
 

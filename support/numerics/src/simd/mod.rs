@@ -29,6 +29,7 @@
 //! ```
 
 use crate::cpu::Isa;
+use crate::formats::E4M3;
 use half::bf16;
 
 #[cfg(target_arch = "x86_64")]
@@ -111,6 +112,11 @@ pub trait Simd: Copy + Send + Sync + sealed::Sealed + 'static {
     fn load_bf16(self, x: &[bf16; LANES]) -> Self::F;
     /// 16 bf16, nearest even, as [`bf16::from_f32`].
     fn store_bf16(self, x: Self::F, y: &mut [bf16; LANES]);
+
+    /// 16 E4M3, exactly.
+    fn load_e4m3(self, x: &[E4M3; LANES]) -> Self::F;
+    /// 16 E4M3, nearest even and saturating, as [`E4M3::from_f32`].
+    fn store_e4m3(self, x: Self::F, y: &mut [E4M3; LANES]);
 
     /// The transpose of a 16 x 16 block of rows.
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES];

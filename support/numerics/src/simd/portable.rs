@@ -1,6 +1,7 @@
 //! Any processor: arrays.
 
 use super::{Kernel, LANES, Simd, bf16_bits, sealed};
+use crate::formats::E4M3;
 use half::bf16;
 
 /// The token of plain Rust.
@@ -105,6 +106,15 @@ impl Simd for Portable {
     #[inline(always)]
     fn store_bf16(self, x: Self::F, y: &mut [bf16; LANES]) {
         *y = x.map(|x| bf16::from_bits(bf16_bits(x)));
+    }
+
+    #[inline(always)]
+    fn load_e4m3(self, x: &[E4M3; LANES]) -> Self::F {
+        x.map(E4M3::to_f32)
+    }
+    #[inline(always)]
+    fn store_e4m3(self, x: Self::F, y: &mut [E4M3; LANES]) {
+        *y = x.map(E4M3::from_f32);
     }
 
     #[inline(always)]
