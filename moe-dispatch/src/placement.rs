@@ -73,7 +73,7 @@ impl<'a> PlacementInput<'a> {
 
     /// Layers.
     pub fn layers(&self) -> usize {
-        if self.num_experts == 0 { 0 } else { self.weight.len() / self.num_experts }
+        self.weight.len().checked_div(self.num_experts).unwrap_or(0)
     }
 
     /// Whether every group gets a node of its own: `num_nodes` divides `num_groups`.

@@ -406,7 +406,7 @@ impl Plan {
         &self.counts
     }
 
-    /// The weight of each expert-major row [R]; 0 for padding.
+    /// The weight of each expert-major row `[R]`; 0 for padding.
     pub fn row_weights(&self) -> &[f32] {
         &self.row_weights
     }
