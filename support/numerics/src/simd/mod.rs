@@ -139,10 +139,10 @@ pub trait Simd: Copy + Send + Sync + sealed::Sealed + 'static {
         }
         y[0]
     }
-    /// The largest lane; lanes that are NaN may or may not be seen.
+    /// The largest lane that is not NaN; minus infinity when there is none.
     #[inline(always)]
     fn reduce_max(self, x: Self::F) -> f32 {
-        self.to_array(x).into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
+        self.to_array(x).into_iter().fold(f32::NEG_INFINITY, |max, x| if x > max { x } else { max })
     }
 }
 
