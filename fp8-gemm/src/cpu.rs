@@ -150,27 +150,39 @@ impl<const R: usize, const V: usize, const TRANSPOSED: bool> Kernel for Tile<R, 
     }
 }
 
-/// Declares functions whose bodies are compiled for each instruction set and run on the one that the first argument names.
+/// Declares functions whose bodies are compiled for each instruction set and run on the one that the first argument names. Bodies are
+/// methods of structs, not closures: `inline(always)` does not reach through a closure's `call_once`.
 macro_rules! loops {
-    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),*) $(-> $output:ty)? $body:block)*) => {$(
+    ($($(#[$doc:meta])* fn $name:ident<$a:lifetime>($($arg:ident: $type:ty),*) $(-> $output:ty)? $body:block)*) => {$(
         $(#[$doc])*
-        pub(crate) fn $name(isa: Isa, $($arg: $type),*) $(-> $output)? {
-            struct Loop<F>(F);
-            impl<F: FnOnce() -> R, R> Kernel for Loop<F> {
-                type Output = R;
+        pub(crate) fn $name<$a>(isa: Isa, $($arg: $type),*) $(-> $output)? {
+            struct Loop<$a> {
+                $($arg: $type,)*
+            }
+            impl<$a> Loop<$a> {
                 #[inline(always)]
-                fn run<S: Simd>(self, _: S) -> R {
-                    (self.0)()
+                fn body(self) $(-> $output)? {
+                    let Loop { $($arg),* } = self;
+                    $body
                 }
             }
-            dispatch(isa, Loop(#[inline(always)] || $body))
+            impl<$a> Kernel for Loop<$a> {
+                type Output = loops!(@output $($output)?);
+                #[inline(always)]
+                fn run<S: Simd>(self, _: S) -> Self::Output {
+                    self.body()
+                }
+            }
+            dispatch(isa, Loop { $($arg),* })
         }
     )*};
+    (@output) => { () };
+    (@output $output:ty) => { $output };
 }
 
 loops! {
     /// A row in 1x128 blocks: codes, and a scale for each block.
-    fn quantize_row(x: &[f32], policy: ScalePolicy, codes: &mut [E4M3], scales: &mut [f32]) {
+    fn quantize_row<'a>(x: &'a [f32], policy: ScalePolicy, codes: &'a mut [E4M3], scales: &'a mut [f32]) {
         for ((x, codes), out) in x.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(scales) {
             let scale = policy.scale(amax_of(x));
             *out = scale.scale;
@@ -181,7 +193,7 @@ loops! {
     }
 
     /// A row in 1x128 blocks, as the f32 values of the codes; the scale of block `b` goes to `scales[b * scale_stride]`.
-    fn quantize_row_values(x: &[f32], policy: ScalePolicy, values: &mut [f32], scales: &mut [f32], scale_stride: usize) {
+    fn quantize_row_values<'a>(x: &'a [f32], policy: ScalePolicy, values: &'a mut [f32], scales: &'a mut [f32], scale_stride: usize) {
         for (b, (x, values)) in x.chunks(BLOCK).zip(values.chunks_mut(BLOCK)).enumerate() {
             let scale = policy.scale(amax_of(x));
             scales[b * scale_stride] = scale.scale;
@@ -192,33 +204,33 @@ loops! {
     }
 
     /// Raises the largest magnitude of each 128 columns.
-    fn amax_blocks(x: &[f32], amax: &mut [f32]) {
+    fn amax_blocks<'a>(x: &'a [f32], amax: &'a mut [f32]) {
         for (x, amax) in x.chunks(BLOCK).zip(amax) {
             *amax = amax_of(x).max(*amax);
         }
     }
 
     /// Raises the largest magnitude of each column, NaN and infinities included: see [`any_not_finite`].
-    fn amax_columns(x: &[f32], amax: &mut [f32]) {
+    fn amax_columns<'a>(x: &'a [f32], amax: &'a mut [f32]) {
         for (amax, x) in amax.iter_mut().zip(x) {
             *amax = f32::from_bits(amax.to_bits().max(x.to_bits() & MAGNITUDE));
         }
     }
 
     /// Whether a maximum of [`amax_columns`] is not finite, so that [`amax_finite_columns`] must take it anew.
-    fn any_not_finite(amax: &[f32]) -> bool {
+    fn any_not_finite<'a>(amax: &'a [f32]) -> bool {
         amax.iter().fold(0, |all, x| all.max(x.to_bits())) >= INFINITY
     }
 
     /// As [`amax_columns`], NaN as zero and infinities as the largest finite value.
-    fn amax_finite_columns(x: &[f32], amax: &mut [f32]) {
+    fn amax_finite_columns<'a>(x: &'a [f32], amax: &'a mut [f32]) {
         for (amax, x) in amax.iter_mut().zip(x) {
             *amax = f32::from_bits(amax.to_bits().max(finite_magnitude(*x)));
         }
     }
 
     /// Codes, with a factor for each 128 columns.
-    fn encode_blocks(x: &[f32], reciprocals: &[f32], codes: &mut [E4M3]) {
+    fn encode_blocks<'a>(x: &'a [f32], reciprocals: &'a [f32], codes: &'a mut [E4M3]) {
         for ((x, r), codes) in x.chunks(BLOCK).zip(reciprocals).zip(codes.chunks_mut(BLOCK)) {
             for (code, x) in codes.iter_mut().zip(x) {
                 *code = to_e4m3(*x * *r);
@@ -227,40 +239,40 @@ loops! {
     }
 
     /// Codes, with a factor for each column.
-    fn encode_columns(x: &[f32], reciprocals: &[f32], codes: &mut [E4M3]) {
+    fn encode_columns<'a>(x: &'a [f32], reciprocals: &'a [f32], codes: &'a mut [E4M3]) {
         for ((code, x), r) in codes.iter_mut().zip(x).zip(reciprocals) {
             *code = to_e4m3(*x * *r);
         }
     }
 
     /// The largest magnitude, as [`crate::reference::amax`].
-    fn amax(x: &[f32]) -> f32 {
+    fn amax<'a>(x: &'a [f32]) -> f32 {
         amax_of(x)
     }
 
     /// `bf16::from_f32(x).to_f32()`.
-    fn round_bf16(x: &[f32], out: &mut [f32]) {
+    fn round_bf16<'a>(x: &'a [f32], out: &'a mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {
             *out = f32::from_bits(u32::from(to_bf16(*x)) << 16);
         }
     }
 
     /// The values of bf16.
-    fn decode_bf16(x: &[bf16], out: &mut [f32]) {
+    fn decode_bf16<'a>(x: &'a [bf16], out: &'a mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {
             *out = f32::from_bits(u32::from(x.to_bits()) << 16);
         }
     }
 
     /// The values of codes.
-    fn decode_e4m3(x: &[E4M3], out: &mut [f32]) {
+    fn decode_e4m3<'a>(x: &'a [E4M3], out: &'a mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {
             *out = from_e4m3(x.0);
         }
     }
 
     /// `x *= s` with a factor for each 128 columns.
-    fn scale_blocks(x: &mut [f32], scales: &[f32]) {
+    fn scale_blocks<'a>(x: &'a mut [f32], scales: &'a [f32]) {
         for (x, s) in x.chunks_mut(BLOCK).zip(scales) {
             for x in x {
                 *x *= *s;
@@ -269,7 +281,7 @@ loops! {
     }
 
     /// `x *= s` with a factor for each.
-    fn scale_columns(x: &mut [f32], scales: &[f32]) {
+    fn scale_columns<'a>(x: &'a mut [f32], scales: &'a [f32]) {
         for (x, s) in x.iter_mut().zip(scales) {
             *x *= *s;
         }
