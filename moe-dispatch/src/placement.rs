@@ -320,7 +320,7 @@ impl Layer<'_> {
     fn solve(&self, node_of: &[usize], node: usize, start: Option<&[u32]>, target: f64, effort: usize) -> (Vec<u32>, f64) {
         let experts = self.experts_of(node_of, node);
         let weight: Vec<f64> = experts.iter().map(|&e| self.weight[e as usize]).collect();
-        let pool = Pool { weight: &weight, devices: self.devices, slots: self.slots };
+        let pool = Pool::new(&weight, self.devices, self.slots);
         let run = self.devices * self.slots;
         let slots = match start {
             None => vec![search::EMPTY; run],
@@ -336,7 +336,8 @@ impl Layer<'_> {
     /// A placement from nothing, and its largest load.
     fn fresh(&self) -> (Vec<u32>, f64) {
         let mut node_of = self.pack_groups();
-        let good = |node_of: &[usize]| self.bound(node_of) / 0.9995;
+        let plain = self.plain();
+        let good = |node_of: &[usize]| (self.bound(node_of) / 0.9995).min(plain);
         let mut target = good(&node_of);
         let mut nodes: Vec<(Vec<u32>, f64)> =
             (0..self.nodes).map(|n| self.solve(&node_of, n, None, target, self.effort)).collect();
@@ -405,9 +406,27 @@ impl Layer<'_> {
         (nodes.into_iter().flat_map(|(slots, _)| slots).collect(), max)
     }
 
-    /// The node of every group, equally many on each: largest first onto the least loaded node with room, then exchanges
-    /// between the fullest node and others.
+    /// The largest load of the plain method: groups and replicas packed largest first, with experts twice on a device where it
+    /// comes so, and nothing improved. The search does not stop above it.
+    fn plain(&self) -> f64 {
+        let node_of = self.pack_largest_first();
+        let loads = (0..self.nodes).map(|node| {
+            let weight: Vec<f64> = self.experts_of(&node_of, node).iter().map(|&e| self.weight[e as usize]).collect();
+            let pool = Pool { cap: u16::MAX, ..Pool::new(&weight, self.devices, self.slots) };
+            pool.fill(vec![search::EMPTY; self.devices * self.slots]).max()
+        });
+        loads.fold(0.0, f64::max)
+    }
+
+    /// The node of every group, equally many on each: packed, then improved by exchanges between the fullest node and others.
     fn pack_groups(&self) -> Vec<usize> {
+        let mut node_of = self.pack_largest_first();
+        self.exchange_groups(&mut node_of, 0.0);
+        node_of
+    }
+
+    /// The node of every group, equally many on each: largest first onto the least loaded node with room.
+    fn pack_largest_first(&self) -> Vec<usize> {
         let loads = self.group_loads();
         let mut order: Vec<usize> = (0..self.groups).collect();
         order.sort_by(|&a, &b| loads[b].total_cmp(&loads[a]).then(a.cmp(&b)));
@@ -422,7 +441,6 @@ impl Layer<'_> {
                 room[n] -= 1;
             }
         }
-        self.exchange_groups(&mut node_of, 0.0);
         node_of
     }
 

@@ -14,6 +14,8 @@ pub(super) struct Pool<'a> {
     pub(super) weight: &'a [f64],
     pub(super) devices: usize,
     pub(super) slots: usize,
+    /// How often an expert may be on one device.
+    pub(super) cap: u16,
 }
 
 /// An assignment: expert by slot, with what follows from it.
@@ -62,18 +64,18 @@ impl Mixer {
     }
 }
 
-impl Pool<'_> {
+impl<'a> Pool<'a> {
+    /// A pool in which an expert is once on a device, unless a device has more slots than there are experts.
+    pub(super) fn new(weight: &'a [f64], devices: usize, slots: usize) -> Self {
+        Self { weight, devices, slots, cap: slots.div_ceil(weight.len()) as u16 }
+    }
+
     fn experts(&self) -> usize {
         self.weight.len()
     }
 
-    /// How often an expert may be on one device: once, unless a device has more slots than there are experts.
-    fn cap(&self) -> u16 {
-        self.slots.div_ceil(self.experts()) as u16
-    }
-
     fn most(&self) -> u32 {
-        (self.devices * usize::from(self.cap())) as u32
+        (self.devices * usize::from(self.cap)) as u32
     }
 
     fn share(&self, state: &State, expert: usize) -> f64 {
@@ -84,7 +86,7 @@ impl Pool<'_> {
     /// and what an expert without any slot needs. Every expert gets a replica, the spare ones go where the load per
     /// replica is largest, then the new replicas are packed, largest first, onto the least loaded device.
     pub(super) fn fill(&self, mut expert: Vec<u32>) -> State {
-        let (n, slots, cap) = (self.experts(), self.slots, self.cap());
+        let (n, slots, cap) = (self.experts(), self.slots, self.cap);
         let mut count = vec![0u32; n];
         let mut has = vec![0u16; self.devices * n];
         for (i, e) in expert.iter_mut().enumerate().filter(|(_, e)| **e != EMPTY) {
@@ -109,7 +111,7 @@ impl Pool<'_> {
         }
         let placed = count.clone();
         count.iter_mut().for_each(|c| *c = (*c).max(1));
-        let mut heap: BinaryHeap<_> = (0..n).map(|e| self.wish(e, count[e])).collect();
+        let mut heap: BinaryHeap<_> = (0..n).filter(|&e| count[e] < self.most()).map(|e| self.wish(e, count[e])).collect();
         for _ in missing..empty {
             // Never empty: all experts at their most would be more than all slots.
             let Some((_, _, Reverse(e))) = heap.pop() else { break };
@@ -156,7 +158,7 @@ impl Pool<'_> {
     /// for `x` exists, or there would be more replicas than `most`; if it has no room itself it holds, counted with
     /// repetition, more of the others than `a`, so one of them may move.
     fn put_by_exchange(&self, state: &mut State, a: usize, x: usize) {
-        let (n, cap) = (self.experts(), self.cap());
+        let (n, cap) = (self.experts(), self.cap);
         let mut best: Option<(f64, usize, u32)> = None;
         for b in (0..self.devices).filter(|&b| state.has[b * n + x] < cap) {
             for i in b * self.slots..(b + 1) * self.slots {
@@ -232,7 +234,7 @@ impl Pool<'_> {
     }
 
     fn may_exchange(&self, state: &State, i: usize, j: usize) -> bool {
-        let (n, cap) = (self.experts(), self.cap());
+        let (n, cap) = (self.experts(), self.cap);
         let (a, b) = (i / self.slots, j / self.slots);
         let (x, y) = (state.expert[i] as usize, state.expert[j] as usize);
         a != b && x != y && state.has[a * n + y] < cap && state.has[b * n + x] < cap
@@ -306,7 +308,7 @@ impl Pool<'_> {
     fn may_change(&self, state: &State, slot: usize, x: usize) -> bool {
         let y = state.expert[slot] as usize;
         let device = slot / self.slots;
-        x != y && state.count[y] > 1 && state.count[x] < self.most() && state.has[device * self.experts() + x] < self.cap()
+        x != y && state.count[y] > 1 && state.count[x] < self.most() && state.has[device * self.experts() + x] < self.cap
     }
 
     /// Largest load and sum of squares after a change.
