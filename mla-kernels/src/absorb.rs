@@ -4,8 +4,9 @@
 //! `sum p v = W_UV sum p c`. Decoding therefore attends to latents alone; only the query and the result are projected.
 
 use crate::error::{Error, Result, check_len, product};
+use std::sync::OnceLock;
 use v3_numerics::gemm::{PackedB, gemm_packed};
-use v3_numerics::{MatMut, MatRef};
+use v3_numerics::{MatMut, MatRef, par};
 
 /// Both up-projections of one layer, packed per head.
 ///
@@ -69,12 +70,10 @@ impl Absorbed {
         if last > q.len() {
             return Err(Error::Shape { what: "q", expected: format!("at least {last} values"), got: q.len().to_string() });
         }
-        for h in 0..self.heads {
-            let a = MatRef::with_stride(&q[h * head_stride..], rows, self.d_nope, row_stride)?;
-            let c = MatMut::with_stride(&mut q_latent[h * self.d_c..], rows, self.d_c, self.heads * self.d_c)?;
-            gemm_packed(a, &self.key[h], c, false)?;
-        }
-        Ok(())
+        let queries = (0..self.heads)
+            .map(|h| MatRef::with_stride(&q[h * head_stride..], rows, self.d_nope, row_stride))
+            .collect::<v3_numerics::Result<Vec<_>>>()?;
+        project(&queries, &self.key, MatMut::new(q_latent, rows, self.heads * self.d_c)?, self.d_c)
     }
 
     /// Projects attended latents, `[rows, heads, d_c]`, to the heads' outputs: `out [rows, heads, d_v]`, overwritten.
@@ -84,15 +83,24 @@ impl Absorbed {
         if rows == 0 || out.is_empty() {
             return Ok(());
         }
-        for h in 0..self.heads {
-            let a = if self.d_c == 0 {
-                MatRef::new(&[], rows, 0)?
-            } else {
-                MatRef::with_stride(&out_latent[h * self.d_c..], rows, self.d_c, self.heads * self.d_c)?
-            };
-            let c = MatMut::with_stride(&mut out[h * self.d_v..], rows, self.d_v, self.heads * self.d_v)?;
-            gemm_packed(a, &self.value[h], c, false)?;
-        }
-        Ok(())
+        let width = self.heads * self.d_c;
+        let latents = (0..self.heads)
+            .map(|h| MatRef::new(out_latent, rows, width)?.col_range(h * self.d_c..(h + 1) * self.d_c))
+            .collect::<v3_numerics::Result<Vec<_>>>()?;
+        project(&latents, &self.value, MatMut::new(out, rows, self.heads * self.d_v)?, self.d_v)
     }
+}
+
+/// `c[.., head] = a[head] * weights[head]` for every head, each `width` columns of `c`; heads in parallel.
+fn project(a: &[MatRef<'_, f32>], weights: &[PackedB], c: MatMut<'_, f32>, width: usize) -> Result<()> {
+    let failed = OnceLock::new();
+    let rows = c.rows();
+    par::for_each_tile(c, rows, width, |_, column, tile| {
+        let head = column / width;
+        if let Err(error) = gemm_packed(a[head], &weights[head], tile, false) {
+            // Which of several errors is kept does not matter.
+            let _ = failed.set(error);
+        }
+    });
+    failed.into_inner().map_or(Ok(()), |error| Err(error.into()))
 }

@@ -36,8 +36,7 @@ pub(crate) struct Kernels {
     pub(crate) decode: unsafe fn(&DecodeSplit<'_>),
 }
 
-/// Instantiates the kernels with tiles of `$wide` rows by two vectors. (Those of one vector have eight rows: sixteen need
-/// more row pointers than there are registers, and were slower.)
+/// Instantiates the kernels with tiles of `$wide` rows by two vectors. Those of one vector have eight rows.
 macro_rules! instantiate {
     ($module:ident, $simd:ty, $wide:literal $(, #[$feature:meta])?) => {
         mod $module {
