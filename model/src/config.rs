@@ -512,3 +512,6 @@ impl Yarn {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -134,3 +134,18 @@ impl Error {
         self.to_string().replace(['\n', '\r'], " ")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_one_line() {
+        let error = Error::file("a\nb", "x", "y").in_file(Path::new("c"));
+        assert_eq!(error.one_line(), "a b: expected x, found y");
+        let error = Error::config("q_lora_rank", "a positive integer", -1);
+        assert_eq!(error.to_string(), "model configuration: q_lora_rank: expected a positive integer, found -1");
+        let error = error.in_file(Path::new("m/config.json")).in_file(Path::new("other"));
+        assert_eq!(error.to_string(), "m/config.json: q_lora_rank: expected a positive integer, found -1");
+    }
+}

@@ -217,6 +217,28 @@ impl Dataset {
         Dataset::from_bytes(path, bytes, tokenizer, vocab_size, window)
     }
 
+    /// Reads a file whole, to evaluate on: its tokens, of which there are two or more, and its length in bytes.
+    pub fn load_whole(path: &Path, tokenizer: &Tokenizer, vocab_size: usize) -> Result<(Tokens, usize)> {
+        if path.is_dir() {
+            return Err(Error::file(path, "a text file", "a directory"));
+        }
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let tokens = match tokenizer {
+            Tokenizer::Bytes => Tokens::U8(bytes.clone()),
+            Tokenizer::File(_) => {
+                let text = std::str::from_utf8(&bytes).map_err(|e| Error::file(path, "UTF-8 text", e))?;
+                Tokens::U32(tokenizer.encode(text)?)
+            }
+        };
+        if tokens.len() < 2 {
+            return Err(Error::file(path, "a text of at least 2 tokens", tokens.len()));
+        }
+        if let Some(id) = tokens.slice(0..tokens.len()).into_iter().max().filter(|id| *id as usize >= vocab_size) {
+            return Err(Error::file(path, format!("tokens below vocab_size = {vocab_size}"), format!("token {id}")));
+        }
+        Ok((tokens, bytes.len()))
+    }
+
     /// As [`Dataset::load`], of a text in memory that messages call `path`.
     pub fn from_bytes(path: &Path, bytes: Vec<u8>, tokenizer: &Tokenizer, vocab_size: usize, window: usize) -> Result<Dataset> {
         if bytes.is_empty() {
