@@ -54,9 +54,10 @@ impl Isa {
         }
     }
 
-    /// The most capable instruction set of this processor, whatever the environment says.
+    /// The most capable instruction set of this processor, whatever the environment says. All below it are available too.
     pub fn best_available() -> Isa {
-        Isa::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Isa::Portable)
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| Isa::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Isa::Portable))
     }
 
     /// Whether this processor (and operating system) can execute it.

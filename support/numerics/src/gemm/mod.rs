@@ -14,6 +14,7 @@
 
 mod kernel;
 mod pack;
+mod split;
 
 use crate::cpu::Isa;
 use crate::error::{Error, Result, check_len, check_shape};
@@ -23,12 +24,7 @@ use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::view::{MatMut, MatRef};
 use kernel::{KC, MAX_ROWS, PANEL, TileArgs, run_tile};
 use pack::{ALayout, PackA, PackB, Tiles, packed_a_len, panel_width};
-
-/// The most rows of A that a task packs at once. 1008 x 272 values are read again for each panel of B, 4 bytes a cycle: a second-level
-/// cache of 2 MiB holds them, a third-level cache is fast enough.
-const BAND: usize = 72 * MAX_ROWS;
-/// Products with fewer multiply-adds run on the calling thread.
-const PARALLEL_FROM: usize = 1 << 20;
+use split::{Split, split};
 
 /// `c = a b`, or `c += a b` with `accumulate`: `a` `[m, k]`, `b` `[k, n]`, `c` `[m, n]`, each with any strides.
 ///
@@ -214,43 +210,7 @@ fn pack_panels(isa: Isa, b: MatRef<'_, f32>, out: SendPtr) {
         }
     };
     let panels = n.div_ceil(PANEL);
-    if k * n < PARALLEL_FROM / 8 { (0..panels).for_each(pack) } else { par::for_each(panels, pack) }
-}
-
-/// How a product is cut: bands of rows and groups of panels. The result does not depend on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Split {
-    bands: usize,
-    groups: usize,
-}
-
-fn split(m: usize, n: usize, k: usize, threads: usize, packed: bool) -> Split {
-    let least = m.div_ceil(BAND);
-    let work = m * n * k.max(1);
-    if threads <= 1 || work < PARALLEL_FROM {
-        return Split { bands: least, groups: 1 };
-    }
-    let panels = n.div_ceil(PANEL);
-    let tiles = m.div_ceil(MAX_ROWS);
-    // Two tasks for each thread even out a thread that is held up, where they do not get too small for it.
-    let tasks = if work >= 4 * threads * PARALLEL_FROM { 2 * threads } else { threads };
-    // The time in cycles for each value of k: 64 operations a cycle, and packing by every task.
-    let time = |split: &Split| {
-        let share = |all: usize, parts: usize| all.div_ceil(parts) as f64;
-        let rounds = share(split.bands * split.groups, threads);
-        let (rows, cols) = (share(tiles, split.bands) * MAX_ROWS as f64, share(panels, split.groups) * PANEL as f64);
-        let pack_b = if packed { 0.0 } else { 0.3 };
-        rounds * (rows * cols / 32.0 + 0.15 * rows + pack_b * cols)
-    };
-    let by_cols = {
-        let groups = panels.min(tasks);
-        Split { bands: least.max(tasks / groups).min(tiles), groups }
-    };
-    let by_rows = {
-        let bands = least.next_multiple_of(tasks).min(tiles);
-        Split { bands, groups: tasks.div_ceil(bands).min(panels) }
-    };
-    if time(&by_cols) <= time(&by_rows) { by_cols } else { by_rows }
+    if k * n < split::PARALLEL_FROM / 16 { (0..panels).for_each(pack) } else { par::for_each(panels, pack) }
 }
 
 /// The product. Shapes have been checked.
@@ -259,14 +219,14 @@ fn product(isa: Isa, a: MatRef<'_, f32>, b: &Rhs<'_>, mut c: MatMut<'_, f32>, ac
     if m == 0 || n == 0 {
         return;
     }
-    let split = split(m, n, k, par::num_threads(), matches!(b, Rhs::Packed { .. }));
-    let rows = Tiles { rows: m, count: split.bands };
-    let panels = Tiles { rows: n.div_ceil(PANEL), count: split.groups };
-    let count = split.bands * split.groups;
+    let Split { bands, groups } = split(m, n, k, par::num_threads(), matches!(b, Rhs::Packed { .. }));
+    let rows = Tiles { rows: m, count: bands };
+    let panels = Tiles { rows: n.div_ceil(PANEL), count: groups };
+    let count = bands * groups;
     let shared = c.as_shared();
     let task = |i: usize| {
-        let (first_row, band) = rows.get(i % split.bands);
-        let (first_panel, group) = panels.get(i / split.bands);
+        let (first_row, band) = rows.get(i % bands);
+        let (first_panel, group) = panels.get(i / bands);
         let (first_col, end_col) = (first_panel * PANEL, n.min((first_panel + group) * PANEL));
         if let Ok(a) = a.row_range(first_row..first_row + band) {
             // SAFETY: inside `c`, and each task has a tile of its own.

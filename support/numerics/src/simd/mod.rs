@@ -155,12 +155,13 @@ mod sealed {
 pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        if isa >= Isa::Avx512 && Isa::Avx512.is_available() {
-            // SAFETY: the processor has it.
+        let isa = isa.min(Isa::best_available());
+        if isa >= Isa::Avx512 {
+            // SAFETY: the processor has the best available instruction set, and all below it.
             return unsafe { avx512::Avx512::new_unchecked() }.outline(kernel);
         }
-        if isa >= Isa::Avx2 && Isa::Avx2.is_available() {
-            // SAFETY: the processor has it.
+        if isa >= Isa::Avx2 {
+            // SAFETY: the processor has the best available instruction set, and all below it.
             return unsafe { avx2::Avx2::new_unchecked() }.outline(kernel);
         }
     }
