@@ -9,7 +9,7 @@
 use crate::scaled::{BLOCK, ScalePolicy};
 use v3_numerics::cpu::Isa;
 use v3_numerics::simd::{Kernel, LANES, Simd, dispatch};
-use v3_numerics::{E4M3, bf16};
+use v3_numerics::{E4M3, MatRef, bf16};
 
 /// The columns of a packed panel.
 pub(crate) const PANEL: usize = 2 * LANES;
@@ -250,13 +250,6 @@ loops! {
         amax_of(x)
     }
 
-    /// `bf16::from_f32(x).to_f32()`.
-    fn round_bf16<'a>(x: &'a [f32], out: &'a mut [f32]) {
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = f32::from_bits(u32::from(to_bf16(*x)) << 16);
-        }
-    }
-
     /// The values of bf16.
     fn decode_bf16<'a>(x: &'a [bf16], out: &'a mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {
@@ -268,6 +261,58 @@ loops! {
     fn decode_e4m3<'a>(x: &'a [E4M3], out: &'a mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {
             *out = from_e4m3(x.0);
+        }
+    }
+
+    /// The values of bf16, from contiguous rows to rows of `stride`. So are the next.
+    fn load_bf16<'a>(x: MatRef<'a, bf16>, out: &'a mut [f32], stride: usize) {
+        for (i, out) in (0..x.rows()).zip(out.chunks_mut(stride)) {
+            for (out, x) in out.iter_mut().zip(x.row(i)) {
+                *out = f32::from_bits(u32::from(x.to_bits()) << 16);
+            }
+        }
+    }
+
+    /// Values rounded to bf16.
+    fn load_rounded<'a>(x: MatRef<'a, f32>, out: &'a mut [f32], stride: usize) {
+        for (i, out) in (0..x.rows()).zip(out.chunks_mut(stride)) {
+            for (out, x) in out.iter_mut().zip(x.row(i)) {
+                *out = f32::from_bits(u32::from(to_bf16(*x)) << 16);
+            }
+        }
+    }
+
+    /// The values of codes.
+    fn load_e4m3<'a>(x: MatRef<'a, E4M3>, out: &'a mut [f32], stride: usize) {
+        for (i, out) in (0..x.rows()).zip(out.chunks_mut(stride)) {
+            for (out, x) in out.iter_mut().zip(x.row(i)) {
+                *out = from_e4m3(x.0);
+            }
+        }
+    }
+
+    /// The values of the codes that `x * reciprocal` rounds to, with a factor for each column.
+    fn load_quantized<'a>(x: MatRef<'a, f32>, reciprocals: &'a [f32], out: &'a mut [f32], stride: usize) {
+        for (i, out) in (0..x.rows()).zip(out.chunks_mut(stride)) {
+            for ((out, x), r) in out.iter_mut().zip(x.row(i)).zip(reciprocals) {
+                *out = round_to_e4m3(*x * *r);
+            }
+        }
+    }
+
+    /// The same of what codes with a scale a row are worth.
+    fn load_requantized<'a>(
+        x: MatRef<'a, E4M3>,
+        scales: MatRef<'a, f32>,
+        reciprocals: &'a [f32],
+        out: &'a mut [f32],
+        stride: usize
+    ) {
+        for (i, out) in (0..x.rows()).zip(out.chunks_mut(stride)) {
+            let scale = *scales.at(i, 0);
+            for ((out, x), r) in out.iter_mut().zip(x.row(i)).zip(reciprocals) {
+                *out = round_to_e4m3((from_e4m3(x.0) * scale) * *r);
+            }
         }
     }
 

@@ -7,12 +7,11 @@
 //! How rows and columns fall into tasks depends on shapes and thread count, and no result does: an output element sees its k in one order.
 
 use crate::cpu::{self, A_STRIDE, A_STRIDE_T, K_CHUNK, PANEL, ROW_CHUNK, Strip};
-use crate::operand::{Operand, Output};
-use crate::packed::{Packed, Panels};
-use crate::scaled::{BLOCK, BlockScaledRef};
+use crate::operand::Output;
+use crate::scaled::BLOCK;
+use crate::source::{Left, Right};
 use std::cell::RefCell;
 use v3_numerics::cpu::Isa;
-use v3_numerics::view::MatRef;
 use v3_numerics::{bf16, par};
 
 /// The most panels of a task.
@@ -23,8 +22,8 @@ const PARALLEL_FROM: usize = 1 << 18;
 
 /// One product `[m, k] x [k, n]` in bf16 or FP8, with operands that agree (see `crate::gemm::check`).
 pub(crate) struct Job<'a> {
-    pub a: Operand<'a>,
-    pub b: &'a Packed,
+    pub a: Left<'a>,
+    pub b: Right<'a>,
     pub c: Output<'a>,
 }
 
@@ -69,12 +68,12 @@ thread_local! {
 /// Runs all jobs.
 pub(crate) fn run(jobs: Vec<Job<'_>>, accumulate: bool) {
     let isa = Isa::detect();
-    let work: usize = jobs.iter().map(|j| j.a.rows() * j.b.n * j.b.k).sum();
+    let work: usize = jobs.iter().map(|j| j.a.rows() * j.b.n() * j.b.k()).sum();
     let threads = if work < PARALLEL_FROM { 1 } else { par::num_threads() };
     let total_rows: usize = jobs.iter().map(|j| j.a.rows()).sum();
     let mut tasks = Vec::new();
     for (index, job) in jobs.iter().enumerate() {
-        cut(index, job.a.rows(), job.b.n, total_rows, threads, &mut tasks);
+        cut(index, job.a.rows(), job.b.n(), total_rows, threads, &mut tasks);
     }
     // Outputs are taken apart here, while they are borrowed for the whole of the run.
     let (jobs, outputs): (Vec<_>, Vec<_>) = jobs
@@ -130,8 +129,8 @@ fn part(len: usize, parts: usize, i: usize) -> std::ops::Range<usize> {
 /// `output` must be valid for `a.rows()` rows and `b.n` columns, and nothing else may reach the elements of `rows` x `panels` meanwhile.
 unsafe fn run_task(
     isa: Isa,
-    a: &Operand<'_>,
-    b: &Packed,
+    a: &Left<'_>,
+    b: &Right<'_>,
     output: RawOutput,
     rows: std::ops::Range<usize>,
     panels: std::ops::Range<usize>,
@@ -139,9 +138,10 @@ unsafe fn run_task(
     scratch: &mut Scratch,
 ) {
     let m = rows.len();
-    let (k, n) = (b.k, b.n);
-    let promote = matches!(b.panels, Panels::Fp8(..));
-    let transposed = runs_along_columns(a);
+    let (k, n) = (b.k(), b.n());
+    let promote = b.has_scales();
+    let transposed = a.is_transposed();
+    let mut col_scales = [0.0; PANEL];
     scratch.a.resize((ROW_CHUNK * A_STRIDE).max(K_CHUNK * A_STRIDE_T), 0.0);
     scratch.row_scales.resize(K_CHUNK / BLOCK * ROW_CHUNK, 0.0);
     scratch.panel.resize(BLOCK * PANEL, 0.0);
@@ -162,33 +162,22 @@ unsafe fn run_task(
 
     for k0 in (0..k).step_by(K_CHUNK) {
         let k1 = (k0 + K_CHUNK).min(k);
-        load_left(isa, a, rows.clone(), k0..k1, transposed, &mut scratch.a, &mut scratch.row_scales);
+        a.load(isa, rows.clone(), k0..k1, &mut scratch.a, &mut scratch.row_scales);
         for p in panels.clone() {
             let (total, total_stride) = place(p);
             for first in (k0..k1).step_by(BLOCK) {
                 let len = (k1 - first).min(BLOCK);
-                let at = (p * k + first) * PANEL;
-                let panel = &mut scratch.panel[..len * PANEL];
-                let mut col_scales = std::ptr::null();
-                match &b.panels {
-                    Panels::Bf16(data) => cpu::decode_bf16(isa, &data[at..at + len * PANEL], panel),
-                    Panels::Fp8(data, scales) => {
-                        let at_scale = (p * k.div_ceil(BLOCK) + first / BLOCK) * PANEL;
-                        col_scales = scales[at_scale..at_scale + PANEL].as_ptr();
-                        cpu::decode_e4m3(isa, &data[at..at + len * PANEL], panel);
-                    }
-                    Panels::F32(_) => unreachable!("f32 products do not come here"),
-                }
+                b.load(isa, p, first..first + len, &mut scratch.panel, &mut col_scales);
                 let a_step = if transposed { A_STRIDE_T } else { 1 };
                 let strip = Strip {
                     rows: m,
                     a: scratch.a[(first - k0) * a_step..].as_ptr(),
-                    b: panel.as_ptr(),
+                    b: scratch.panel.as_ptr(),
                     k: len,
                     total,
                     total_stride,
                     row_scales: scratch.row_scales[(first - k0) / BLOCK * ROW_CHUNK..].as_ptr(),
-                    col_scales,
+                    col_scales: col_scales.as_ptr(),
                     first: first == 0,
                     transposed,
                     promote,
@@ -235,87 +224,6 @@ unsafe fn store(output: RawOutput, row: usize, col: usize, total: &[f32], accumu
                 let c = c.add(at);
                 *c = bf16::from_f32(if accumulate { (*c).to_f32() + *total } else { *total });
             },
-        }
-    }
-}
-
-/// Whether the values of a column, not those of a row, lie side by side.
-fn runs_along_columns(a: &Operand<'_>) -> bool {
-    fn by_columns<T>(a: MatRef<'_, T>) -> bool {
-        !a.has_contiguous_rows() && a.t().has_contiguous_rows()
-    }
-    match a {
-        Operand::F32(a) | Operand::RoundedToBf16(a) => by_columns(*a),
-        Operand::Bf16(a) => by_columns(*a),
-        Operand::Fp8(a) => by_columns(a.data()),
-        Operand::QuantizedRows(..) => false,
-    }
-}
-
-/// Decodes `rows` x `ks` of the left operand, and its scales, `[128 of k, ROW_CHUNK]`.
-fn load_left(
-    isa: Isa,
-    a: &Operand<'_>,
-    rows: std::ops::Range<usize>,
-    ks: std::ops::Range<usize>,
-    transposed: bool,
-    out: &mut [f32],
-    scales: &mut [f32],
-) {
-    match a {
-        Operand::Bf16(a) => load(*a, rows, ks, transposed, out, |x, y| cpu::decode_bf16(isa, x, y)),
-        Operand::RoundedToBf16(a) => load(*a, rows, ks, transposed, out, |x, y| cpu::round_bf16(isa, x, y)),
-        Operand::Fp8(a) => {
-            load_scales(*a, rows.clone(), ks.clone(), scales);
-            load(a.data(), rows, ks, transposed, out, |x, y| cpu::decode_e4m3(isa, x, y));
-        }
-        Operand::QuantizedRows(a, policy) => {
-            let mut gathered = Vec::new();
-            for (r, i) in rows.enumerate() {
-                let x = if a.has_contiguous_rows() {
-                    &a.row(i)[ks.clone()]
-                } else {
-                    gathered.clear();
-                    gathered.extend(ks.clone().map(|p| *a.at(i, p)));
-                    &gathered
-                };
-                let values = &mut out[r * A_STRIDE..][..ks.len()];
-                cpu::quantize_row_values(isa, x, *policy, values, &mut scales[r..], ROW_CHUNK);
-            }
-        }
-        Operand::F32(_) => unreachable!("f32 products do not come here"),
-    }
-}
-
-fn load<T: Copy>(
-    a: MatRef<'_, T>,
-    rows: std::ops::Range<usize>,
-    ks: std::ops::Range<usize>,
-    transposed: bool,
-    out: &mut [f32],
-    convert: impl Fn(&[T], &mut [f32]),
-) {
-    if transposed {
-        for (p, out) in ks.zip(out.chunks_mut(A_STRIDE_T)) {
-            convert(&a.t().row(p)[rows.clone()], &mut out[..rows.len()]);
-        }
-    } else if a.has_contiguous_rows() {
-        for (i, out) in rows.zip(out.chunks_mut(A_STRIDE)) {
-            convert(&a.row(i)[ks.clone()], &mut out[..ks.len()]);
-        }
-    } else {
-        for (i, out) in rows.zip(out.chunks_mut(A_STRIDE)) {
-            for (p, out) in ks.clone().zip(out) {
-                convert(&[*a.at(i, p)], std::slice::from_mut(out));
-            }
-        }
-    }
-}
-
-fn load_scales(a: BlockScaledRef<'_>, rows: std::ops::Range<usize>, ks: std::ops::Range<usize>, scales: &mut [f32]) {
-    for (first, scales) in ks.step_by(BLOCK).zip(scales.chunks_mut(ROW_CHUNK)) {
-        for (i, scale) in rows.clone().zip(scales) {
-            *scale = a.scale_at(i, first);
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::error::{Error, Result, check_offsets, check_shape};
 use crate::operand::{Operand, Output};
 use crate::packed::{Packed, Panels};
 use crate::scaled::Block;
+use crate::source::{ColumnQuantized, Left, Right};
 use v3_numerics::bf16;
 use v3_numerics::gemm as f32_gemm;
 use v3_numerics::view::{MatMut, MatRef};
@@ -26,9 +27,25 @@ pub fn gemm<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>, c: impl In
     }
     check_dense(a.rows(), a.cols(), b.rows(), b.cols(), &c)?;
     check_left(&a, kind_of(&b))?;
-    let b = Packed::new(b)?;
-    driver::run(vec![Job { a, b: &b, c }], accumulate);
+    let packed;
+    let b = match in_place(b) {
+        Some(b) => b,
+        None => {
+            packed = Packed::new(b)?;
+            Right::Packed(&packed)
+        }
+    };
+    driver::run(vec![Job { a: Left::Operand(a), b, c }], accumulate);
     Ok(())
+}
+
+/// A right operand that tasks can decode from where it is, about as fast as from panels.
+fn in_place(b: Operand<'_>) -> Option<Right<'_>> {
+    match b {
+        Operand::Bf16(b) if b.has_contiguous_rows() => Some(Right::Bf16(b)),
+        Operand::RoundedToBf16(b) if b.has_contiguous_rows() => Some(Right::Rounded(b)),
+        _ => None,
+    }
 }
 
 /// [`gemm`] of `a` `[m, k]` and `b` `[n, k]`: `c = a b^T`, the forward pass of a linear layer.
@@ -69,7 +86,7 @@ pub fn gemm_packed<'a>(a: impl Into<Operand<'a>>, b: &Packed, c: impl Into<Outpu
     if let (Operand::F32(a), Panels::F32(b)) = (a, &b.panels) {
         return f32_product(c, accumulate, |c, accumulate| f32_gemm::gemm_packed(a, b, c, accumulate));
     }
-    driver::run(vec![Job { a, b, c }], accumulate);
+    driver::run(vec![Job { a: Left::Operand(a), b: Right::Packed(b), c }], accumulate);
     Ok(())
 }
 
@@ -139,19 +156,37 @@ pub fn gemm_k_grouped(groups: &[(Operand<'_>, Operand<'_>)], m: usize, n: usize,
     if m * n == 0 {
         return Ok(());
     }
-    // Everything has been checked for every group before anything is written.
-    let packed: Vec<_> = groups
-        .iter()
-        .map(|(_, b)| if matches!(b, Operand::F32(_)) { Ok(None) } else { Packed::new(*b).map(Some) })
-        .collect::<Result<_>>()?;
+    // Everything is checked for every group before anything is written.
+    let needs_panels = |b: &Operand<'_>| !matches!(b, Operand::F32(_)) && in_place(*b).is_none();
+    let packed: Vec<_> =
+        groups.iter().map(|(_, b)| needs_panels(b).then(|| Packed::new(*b)).transpose()).collect::<Result<_>>()?;
     let mut jobs = Vec::new();
     for (((a, (_, b)), packed), c) in lefts.into_iter().zip(groups).zip(&packed).zip(c.chunks_exact_mut(m * n)) {
         let c = MatMut::new(c, m, n)?;
-        match (a, b, packed) {
-            (Operand::F32(a), Operand::F32(b), _) => f32_gemm::gemm(a, *b, c, accumulate)?,
-            (a, _, Some(b)) => jobs.push(Job { a, b, c: Output::F32(c) }),
+        match (a, b, packed.as_ref().map(Right::Packed).or(in_place(*b))) {
+            (a, _, Some(b)) => jobs.push(Job { a: Left::Operand(a), b, c: Output::F32(c) }),
+            (Operand::F32(a), Operand::F32(b), None) => f32_gemm::gemm(a, *b, c, accumulate)?,
             _ => unreachable!("check_left refuses a mixture"),
         }
+    }
+    driver::run(jobs, accumulate);
+    Ok(())
+}
+
+/// [`gemm_k_grouped`] of operands that are quantised along tokens as they are read; `c` is `[groups, m, n]` and fits.
+pub(crate) fn k_grouped_columns(
+    groups: &[(ColumnQuantized<'_>, ColumnQuantized<'_>)],
+    m: usize,
+    n: usize,
+    c: &mut [f32],
+    accumulate: bool,
+) -> Result<()> {
+    if m * n == 0 {
+        return Ok(());
+    }
+    let mut jobs = Vec::new();
+    for ((a, b), c) in groups.iter().zip(c.chunks_exact_mut(m * n)) {
+        jobs.push(Job { a: Left::Columns(a), b: Right::Columns(b), c: Output::F32(MatMut::new(c, m, n)?) });
     }
     driver::run(jobs, accumulate);
     Ok(())
@@ -185,7 +220,7 @@ fn grouped(
             (Operand::F32(a), Panels::F32(w)) => {
                 f32_product(mine, accumulate, |c, accumulate| f32_gemm::gemm_packed(a, w, c, accumulate))?
             }
-            _ => jobs.push(Job { a, b: w, c: mine }),
+            _ => jobs.push(Job { a: Left::Operand(a), b: Right::Packed(w), c: mine }),
         }
     }
     driver::run(jobs, accumulate);

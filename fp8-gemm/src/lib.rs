@@ -79,6 +79,7 @@ mod precision;
 pub mod quantize;
 pub mod reference;
 mod scaled;
+mod source;
 
 pub use error::{Error, Result};
 pub use kept::E5m6Rows;

@@ -13,13 +13,14 @@
 //! weight gradient: a change between powers of two only moves exponents. Weights and gradients have scales `amax / 448`.
 
 use crate::error::{Error, Result, check_len, check_offsets, check_shape};
-use crate::gemm::{gemm_grouped, gemm_k_grouped, gemm_packed};
+use crate::gemm::{gemm_grouped, gemm_k_grouped, gemm_packed, k_grouped_columns};
 use crate::kept::E5m6Rows;
 use crate::operand::Operand;
 use crate::packed::Packed;
 use crate::precision::Precision;
-use crate::quantize::{quantize_1x128, quantize_128x1, quantize_128x128, retile_rows};
+use crate::quantize::{quantize_1x128, quantize_128x128};
 use crate::scaled::{BlockScaled, ScalePolicy};
+use crate::source::{ColumnQuantized, ColumnValues};
 use v3_numerics::view::{MatMut, MatRef};
 use v3_numerics::{bf16, convert};
 
@@ -297,18 +298,28 @@ pub fn wgrad_grouped(x: &Activation, offsets: &[usize], dy: MatRef<'_, f32>, dw:
         None => None,
     };
     if precision == Precision::Fp8 {
-        let mut quantized = Vec::with_capacity(ranges.len());
+        // Both sides are quantised along tokens as they are read. Rows of the gradient must be contiguous for that.
+        let gathered;
+        let dy = if dy.has_contiguous_rows() {
+            dy
+        } else {
+            gathered = dy.to_vec();
+            MatRef::new(&gathered, x.rows, n)?
+        };
+        let mut groups = Vec::with_capacity(ranges.len());
         for range in ranges {
-            let dy = quantize_128x1(dy.row_range(range.clone())?, GRADIENT_SCALES);
-            let x = match (&x.values, x_f32) {
-                (_, Some(x)) => quantize_128x1(x.row_range(range)?, ACTIVATION_SCALES),
-                (Values::Fp8(x), None) => retile_rows(x, range, ACTIVATION_SCALES),
+            let values = match (&x.values, x_f32) {
+                (_, Some(x)) => ColumnValues::F32(x.row_range(range.clone())?),
+                (Values::Fp8(x), None) => ColumnValues::Scaled(x, range.start),
                 _ => unreachable!("only fp8 is kept as it is"),
             };
-            quantized.push((dy, x));
+            let dy = ColumnValues::F32(dy.row_range(range.clone())?);
+            groups.push((
+                ColumnQuantized::new(dy, range.len(), GRADIENT_SCALES),
+                ColumnQuantized::new(values, range.len(), ACTIVATION_SCALES),
+            ));
         }
-        let groups: Vec<_> = quantized.iter().map(|(dy, x)| (dy.into(), x.into())).collect();
-        return gemm_k_grouped(&groups, n, k, dw, true);
+        return k_grouped_columns(&groups, n, k, dw, true);
     }
     let mut groups = Vec::with_capacity(ranges.len());
     for range in ranges {

@@ -45,17 +45,16 @@ impl Rows for SwigluRows<'_> {
     }
 }
 
-/// The values of codes and scales, from row `first` on.
+/// The values of codes and scales.
 struct Dequantized<'a> {
     x: &'a BlockScaled,
-    first: usize,
     isa: Isa,
 }
 
 impl Rows for Dequantized<'_> {
     fn row<'b>(&'b self, i: usize, buffer: &'b mut Vec<f32>) -> &'b [f32] {
         buffer.resize(self.x.cols(), 0.0);
-        dequantize_row(self.isa, self.x, self.first + i, buffer);
+        dequantize_row(self.isa, self.x, i, buffer);
         buffer
     }
 }
@@ -198,7 +197,7 @@ pub fn dequantize_into(x: &BlockScaled, out: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-fn dequantize_row(isa: Isa, x: &BlockScaled, i: usize, out: &mut [f32]) {
+pub(crate) fn dequantize_row(isa: Isa, x: &BlockScaled, i: usize, out: &mut [f32]) {
     let cols = x.cols();
     cpu::decode_e4m3(isa, &x.data()[i * cols..(i + 1) * cols], out);
     let scale_cols = x.block().scale_shape(x.rows(), cols).1;
@@ -214,13 +213,7 @@ fn dequantize_row(isa: Isa, x: &BlockScaled, i: usize, out: &mut [f32]) {
 /// Re-tiles 1x128 (or any other) blocks to 128x1 along tokens, for the weight gradient: dequantises and quantises again. With power-of-two scales
 /// on both sides a code changes only where the new scale is larger and it falls among the subnormals.
 pub fn retile_128x1(x: &BlockScaled, policy: ScalePolicy) -> BlockScaled {
-    retile_rows(x, 0..x.rows(), policy)
-}
-
-/// [`retile_128x1`] of the rows of `range`, which the caller has checked; blocks begin at its start.
-pub(crate) fn retile_rows(x: &BlockScaled, range: std::ops::Range<usize>, policy: ScalePolicy) -> BlockScaled {
-    let source = Dequantized { x, first: range.start, isa: Isa::detect() };
-    quantize_columns(range.len(), x.cols(), policy, &source)
+    quantize_columns(x.rows(), x.cols(), policy, &Dequantized { x, isa: Isa::detect() })
 }
 
 /// The same matrix with rows and columns exchanged in memory.
