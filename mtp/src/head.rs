@@ -195,9 +195,10 @@ impl Running {
         }
         let chunk_max = math::max(isa, logits);
         if chunk_max > self.max {
-            let at = logits.iter().position(|&x| x == chunk_max).unwrap_or(0);
-            self.argmax = (column + at) as u32;
-            self.sum *= f64::from(math::exp_one(isa, self.max - chunk_max));
+            self.argmax = (column + math::position(logits, chunk_max)) as u32;
+            if self.sum != 0.0 {
+                self.sum *= f64::from(math::exp_one(isa, self.max - chunk_max));
+            }
             self.max = chunk_max;
         }
         // While all logits are minus infinity or NaN there is nothing to measure them from: 0 keeps both visible.

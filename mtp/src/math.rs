@@ -68,6 +68,15 @@ impl Kernel for Max<'_> {
     }
 }
 
+/// Where `value` first occurs; 0 if it does not.
+pub(crate) fn position(x: &[f32], value: f32) -> usize {
+    const RUN: usize = 64;
+    // Whole runs without an early exit inside are compared many values at a time.
+    let holds = |run: &[f32]| run.iter().fold(false, |found, &x| found | (x == value));
+    let run = x.chunks(RUN).position(holds).unwrap_or(0) * RUN;
+    run + x[run..].iter().position(|&x| x == value).unwrap_or(0)
+}
+
 /// The sum of exp(x - shift), as if it were taken in twice the precision of f32.
 ///
 /// Sixteen interleaved sums, each with the sum of its own rounding errors beside it (Knuth's two-sum, exact in any order of
@@ -176,6 +185,16 @@ mod tests {
             assert_eq!(max(isa, &[]), f32::NEG_INFINITY);
             assert_eq!(max(isa, &[f32::NAN; 20]), f32::NEG_INFINITY);
         });
+    }
+
+    #[test]
+    fn position_is_the_first() {
+        let mut x = vec![0.0; 200];
+        (x[70], x[90], x[199]) = (1.0, 1.0, 2.0);
+        assert_eq!(
+            [position(&x, 1.0), position(&x, 2.0), position(&x, 0.0), position(&x, 3.0), position(&[], 3.0)],
+            [70, 199, 0, 0, 0]
+        );
     }
 
     #[test]

@@ -36,7 +36,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("xtask: {}", failure.message);
+            if !failure.message.is_empty() {
+                eprintln!("xtask: {}", failure.message);
+            }
             ExitCode::from(failure.status)
         }
     }

@@ -1,10 +1,10 @@
-//! What this machine can do at most: memory bandwidth and arithmetic peaks, on the threads of the current pool.
+//! What this machine can do at most: memory bandwidth and arithmetic peaks.
 //!
 //! Bytes are counted as STREAM counts them: a copy moves 2 N, a triad 3 N (in place as well); the lines that a store fetches first are not
 //! counted. The arrays are 192 MiB each; a machine with a larger shared cache may serve part of them from it, and the ratio of
 //! an operation to its ceiling is then that much kinder to the ceiling.
 
-use crate::measure::{Effort, median_seconds, timed};
+use crate::measure::{median, timed};
 use rayon::prelude::*;
 use std::hint::black_box;
 
@@ -51,79 +51,66 @@ impl Ceiling {
     }
 }
 
-/// The ceilings measured for one number of threads.
-#[derive(Debug, Clone, Copy)]
-pub struct Ceilings {
-    rates: [f64; 6],
+/// Values in each of the arrays that the memory's ceilings are measured on.
+const VALUES: usize = 48 << 20;
+
+/// The machine: measures any of its ceilings, on the threads of the current pool.
+pub struct Machine {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    c: Vec<f32>,
 }
 
-impl Ceilings {
-    /// The rate in [`Ceiling::unit`].
-    pub fn rate(&self, ceiling: Ceiling) -> f64 {
-        self.rates[ceiling as usize]
+impl Machine {
+    /// Allocates and touches the arrays.
+    pub fn new() -> Machine {
+        Machine { a: vec![1.0; VALUES], b: vec![2.0; VALUES], c: vec![3.0; VALUES] }
     }
 
-    /// Measures all of them on the current pool.
-    pub fn measure(effort: Effort) -> Ceilings {
-        const VALUES: usize = 48 << 20;
-        let a = vec![1.0f32; VALUES];
-        let b = vec![2.0f32; VALUES];
-        let mut c = vec![0.0f32; VALUES];
-        let part = VALUES.div_ceil(rayon::current_num_threads()).next_multiple_of(1024);
-        let gigabytes = |arrays: usize, seconds: f64| (arrays * VALUES * 4) as f64 / seconds * 1e-9;
-        let read = median_seconds(effort, || {
-            timed(|| {
-                black_box(a.par_chunks(part).map(sum).sum::<f32>());
-            })
-        });
-        let copy = median_seconds(effort, || {
-            timed(|| {
-                c.par_chunks_mut(part).zip(a.par_chunks(part)).for_each(|(c, a)| c.copy_from_slice(a));
-                black_box(&mut c);
-            })
-        });
-        let triad = median_seconds(effort, || {
-            timed(|| {
-                c.par_chunks_mut(part).zip(a.par_chunks(part)).zip(b.par_chunks(part)).for_each(|((c, a), b)| {
-                    for ((c, a), b) in c.iter_mut().zip(a).zip(b) {
-                        *c = a + 0.999 * b;
-                    }
-                });
-                black_box(&mut c);
-            })
-        });
-        let triad_in_place = median_seconds(effort, || {
-            timed(|| {
-                c.par_chunks_mut(part).zip(a.par_chunks(part)).for_each(|(c, a)| {
-                    for (c, a) in c.iter_mut().zip(a) {
-                        *c = a + 0.999 * *c;
-                    }
-                });
-                black_box(&mut c);
-            })
-        });
-        let peak = |flops: fn() -> f64| {
-            let threads = rayon::current_num_threads();
-            let mut work = 0.0;
-            let seconds =
-                median_seconds(effort, || timed(|| work = (0..threads).into_par_iter().with_max_len(1).map(|_| flops()).sum()));
-            work / seconds * 1e-9
+    /// Measures a ceiling once: the rate in [`Ceiling::unit`].
+    pub fn probe(&mut self, ceiling: Ceiling) -> f64 {
+        let threads = rayon::current_num_threads();
+        let part = VALUES.div_ceil(threads).next_multiple_of(1024);
+        let Machine { a, b, c } = self;
+        let (arrays, seconds) = match ceiling {
+            Ceiling::Read => {
+                let mut total = 0.0f32;
+                let seconds = timed(|| total = a.par_chunks(part).map(sum).sum());
+                black_box(total);
+                (1, seconds)
+            }
+            Ceiling::Copy => {
+                (2, timed(|| c.par_chunks_mut(part).zip(a.par_chunks(part)).for_each(|(c, a)| c.copy_from_slice(a))))
+            }
+            Ceiling::Triad => {
+                let parts = c.par_chunks_mut(part).zip(a.par_chunks(part)).zip(b.par_chunks(part));
+                (3, timed(|| parts.for_each(|((c, a), b)| triad(c, a, b))))
+            }
+            Ceiling::TriadInPlace => {
+                let parts = c.par_chunks_mut(part).zip(a.par_chunks(part));
+                (3, timed(|| parts.for_each(|(c, a)| c.iter_mut().zip(a).for_each(|(c, a)| *c = a + 0.5 * *c))))
+            }
+            Ceiling::F32Fma | Ceiling::Bf16Dot => {
+                let flops = if ceiling == Ceiling::F32Fma { f32_fma } else { bf16_dot };
+                let mut work = 0.0;
+                let seconds = timed(|| work = (0..threads).into_par_iter().with_max_len(1).map(|_| flops()).sum());
+                return work / seconds * 1e-9;
+            }
         };
-        Ceilings {
-            rates: [
-                gigabytes(1, read),
-                gigabytes(2, copy),
-                gigabytes(3, triad),
-                gigabytes(3, triad_in_place),
-                peak(f32_fma),
-                peak(bf16_dot),
-            ],
-        }
+        black_box(c);
+        (arrays * VALUES * size_of::<f32>()) as f64 / seconds * 1e-9
     }
 
-    /// By how much, relatively, the rate that moved most differs from another measurement.
-    pub fn drift(&self, other: &Ceilings) -> f64 {
-        self.rates.iter().zip(other.rates).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max)
+    /// The median of several measurements.
+    pub fn measure(&mut self, ceiling: Ceiling, times: usize) -> f64 {
+        self.probe(ceiling);
+        median(&mut (0..times).map(|_| self.probe(ceiling)).collect::<Vec<_>>())
+    }
+}
+
+fn triad(c: &mut [f32], a: &[f32], b: &[f32]) {
+    for ((c, a), b) in c.iter_mut().zip(a).zip(b) {
+        *c = a + 0.5 * b;
     }
 }
 

@@ -1,14 +1,16 @@
 //! Measures every operation of every piece beside what the machine can do at most.
 //!
 //! Run by `cargo xtask bench [PIECE] [--json FILE] [--threads 1,2] [--quick]`. One line an operation: operation, shape, backend,
-//! threads, median, rate, unit, and the fraction of the machine's ceiling, measured in the same run.
+//! threads, median, rate, unit, and the fraction of the machine's ceiling. The ceiling is measured again after every single
+//! run of an operation, and the fraction is the median over such pairs: on a machine that others use as well, both slow
+//! down together. The rates of the ceilings themselves are those at the start.
 
 mod ceilings;
 mod measure;
 mod ops;
 
-use ceilings::{Ceiling, Ceilings};
-use measure::{Effort, median_seconds};
+use ceilings::{Ceiling, Machine};
+use measure::{Effort, median, repeat};
 use ops::Operation;
 use std::io::Write;
 use std::process::ExitCode;
@@ -43,30 +45,29 @@ fn run(args: &[String]) -> Result<(), Failure> {
             Some(std::io::BufWriter::new(file))
         }
     };
-    println!("{}", Line::HEADER);
+    println!("{}", Line::header());
     let mut emit = |line: &Line| -> Result<(), Failure> {
         println!("{}", line.text());
         let Some(json) = &mut json else { return Ok(()) };
         writeln!(json, "{}", line.json()).and_then(|()| json.flush()).map_err(|e| Failure::task(format!("--json: {e}")))
     };
+    let mut machine = Machine::new();
     for &threads in &thread_counts {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Failure::task(format!("cannot start {threads} threads: {e}")))?;
-        let before = pool.install(|| Ceilings::measure(effort));
+        let mut rates = vec![];
         for ceiling in Ceiling::ALL {
-            emit(&Line::of_ceiling(ceiling, threads, before.rate(ceiling)))?;
+            let rate = pool.install(|| machine.measure(ceiling, effort.least));
+            emit(&Line::of_ceiling(ceiling, threads, rate))?;
+            rates.push(rate);
         }
+        let faster = rates[Ceiling::F32Fma as usize] > rates[Ceiling::Bf16Dot as usize];
+        let narrow = if faster { Ceiling::F32Fma } else { Ceiling::Bf16Dot };
         for (piece, operations) in pieces.iter().filter(|(piece, _)| only.is_none_or(|o| o == *piece)) {
             for operation in operations(threads) {
-                emit(&measure(piece, operation, threads, effort, &pool, &before)?)?;
+                let line = pool.install(|| measure(piece, operation, threads, effort, narrow, &mut machine))?;
+                emit(&line)?;
             }
-        }
-        let drift = pool.install(|| Ceilings::measure(effort)).drift(&before);
-        if drift > 0.1 {
-            eprintln!(
-                "bench: with {threads} threads a ceiling moved by {:.0} % during the run: the machine is not quiet",
-                drift * 100.0
-            );
         }
     }
     Ok(())
@@ -79,31 +80,28 @@ fn thread_counts(text: &str) -> Result<Vec<usize>, Failure> {
         .ok_or_else(|| Failure::usage(format!("--threads: expected numbers from 1 to 1024 such as 1,2, got '{text}'")))
 }
 
+/// Measures an operation in pairs with its ceiling, on the current pool.
 fn measure(
     piece: &'static str,
     operation: Operation,
     threads: usize,
     effort: Effort,
-    pool: &rayon::ThreadPool,
-    ceilings: &Ceilings,
+    narrow: Ceiling,
+    machine: &mut Machine,
 ) -> Result<Line, Failure> {
     let Operation { name, shape, backend, work, unit, limit, setup } = operation;
     let failed = |e: ops::AnyError| Failure::task(format!("{piece} {name} {shape}: {e}"));
-    let (mut run, mut failure) = (pool.install(setup).map_err(failed)?, None);
-    let median = pool.install(|| {
-        median_seconds(effort, || match run() {
-            Ok(seconds) => seconds,
-            Err(e) => {
-                failure = Some(e);
-                f64::NAN
-            }
-        })
+    let ceiling = limit.map(|limit| limit.ceiling(narrow));
+    let mut run = setup().map_err(failed)?;
+    let pairs = repeat(effort, || {
+        let seconds = run()?;
+        Ok((seconds, ceiling.map(|c| work / seconds / unit.scale() / machine.probe(c))))
     });
-    failure.map_or(Ok(()), |e| Err(failed(e)))?;
-    let rate = work / median / unit.scale();
-    let ceiling = limit.map(|limit| limit.ceiling(ceilings));
-    let fraction = ceiling.map(|c| rate / ceilings.rate(c));
-    Ok(Line { piece, name: name.into(), shape, backend, threads, median, rate, unit: unit.name(), ceiling, fraction })
+    let pairs = pairs.into_iter().collect::<Result<Vec<(f64, Option<f64>)>, _>>().map_err(failed)?;
+    let seconds = median(&mut pairs.iter().map(|p| p.0).collect::<Vec<_>>());
+    let fraction = ceiling.map(|_| median(&mut pairs.iter().filter_map(|p| p.1).collect::<Vec<_>>()));
+    let rate = work / seconds / unit.scale();
+    Ok(Line { piece, name: name.into(), shape, backend, threads, median: seconds, rate, unit: unit.name(), ceiling, fraction })
 }
 
 /// One line of output.
@@ -121,7 +119,13 @@ struct Line {
 }
 
 impl Line {
-    const HEADER: &'static str = "operation                             shape                         backend     threads     median       rate  unit       of ceiling";
+    fn header() -> String {
+        Line::columns(["operation", "shape", "backend", "threads", "median", "rate", "unit", "of ceiling"])
+    }
+
+    fn columns([operation, shape, backend, threads, median, rate, unit, fraction]: [&str; 8]) -> String {
+        format!("{operation:<38}  {shape:<34}  {backend:<10}  {threads:>7}  {median:>9}  {rate:>9}  {unit:<10}  {fraction}")
+    }
 
     fn of_ceiling(ceiling: Ceiling, threads: usize, rate: f64) -> Line {
         Line {
@@ -139,20 +143,21 @@ impl Line {
     }
 
     fn text(&self) -> String {
-        let operation = format!("{} {}", self.piece, self.name);
         let fraction = match (self.fraction, self.ceiling) {
             (Some(fraction), Some(ceiling)) => format!("{fraction:.2} of {}", ceiling.name()),
             _ => "-".into(),
         };
-        format!(
-            "{operation:<36}  {:<28}  {:<10}  {:>7}  {:>9}  {:>9.2}  {:<9}  {fraction}",
-            self.shape,
-            self.backend,
-            self.threads,
-            duration(self.median),
-            self.rate,
-            self.unit
-        )
+        let rate = if self.rate < 1e5 { format!("{:.1}", self.rate) } else { format!("{:.0}", self.rate) };
+        Line::columns([
+            &format!("{} {}", self.piece, self.name),
+            &self.shape,
+            &self.backend,
+            &self.threads.to_string(),
+            &duration(self.median),
+            &rate,
+            self.unit,
+            &fraction,
+        ])
     }
 
     fn json(&self) -> serde_json::Value {

@@ -8,7 +8,7 @@ use v3_ranks::{Comm, WorldConfig, run_threads};
 
 pub fn operations(threads: usize) -> Vec<Operation> {
     let (ranks, micro_batches) = (16, 128);
-    let shape = format!("dualpipe, {ranks} ranks, {micro_batches} micro-batches");
+    let shape = format!("{ranks} ranks, {micro_batches} micro-batches");
     let actions = (ranks * micro_batches * 2) as f64;
     let mut all = vec![
         Operation::new("make and validate", &*shape, (actions, Unit::Count("actions/s"), None), move || {
@@ -21,7 +21,7 @@ pub fn operations(threads: usize) -> Vec<Operation> {
         }),
     ];
     let (ranks, micro_batches, len) = (2, 64, 64 * 1024);
-    let schedule_shape = format!("dualpipe, {ranks} ranks, {micro_batches} x {len} f32");
+    let schedule_shape = format!("{ranks} ranks, {micro_batches} x {len} f32");
     // Every micro-batch crosses from rank to rank once forwards and once backwards.
     let messages = (2 * micro_batches * (ranks - 1)) as f64;
     all.push(Operation::timed("execute empty stages", schedule_shape, (messages, Unit::Count("messages/s"), None), move || {

@@ -8,7 +8,7 @@ mod moe_dispatch;
 mod mtp;
 mod numerics;
 
-use crate::ceilings::{Ceiling, Ceilings};
+use crate::ceilings::Ceiling;
 use std::time::Instant;
 
 /// Any error of any piece.
@@ -28,12 +28,11 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// The ceiling it means on this machine.
-    pub fn ceiling(self, ceilings: &Ceilings) -> Ceiling {
+    /// The ceiling it means on a machine whose faster peak is `narrow`.
+    pub fn ceiling(self, narrow: Ceiling) -> Ceiling {
         match self {
             Limit::Of(ceiling) => ceiling,
-            Limit::Narrow if ceilings.rate(Ceiling::F32Fma) > ceilings.rate(Ceiling::Bf16Dot) => Ceiling::F32Fma,
-            Limit::Narrow => Ceiling::Bf16Dot,
+            Limit::Narrow => narrow,
         }
     }
 }
