@@ -1,5 +1,7 @@
 //! Dispatch, combine and their backward passes against the definitions, for every shape of group and every placement.
 
+use std::time::Duration;
+
 use moe_dispatch::reference::dispatch as reference;
 use moe_dispatch::{Error, Layout, Plan, PlanOptions, ReplicaChoice, Routing};
 use proptest::prelude::*;
@@ -98,7 +100,8 @@ fn expert_outputs(case: &Case, salt: u64, rank: usize) -> Vec<f32> {
 
 fn world(case: &Case) -> WorldConfig {
     let config = WorldConfig::new(case.layout.ep_size()).ranks_per_node(case.layout.ranks_per_node());
-    WorldConfig { compute_slots: case.slots, ..config }
+    // Ranks that wait for each other in vain fail soon: nothing here takes long without a message.
+    WorldConfig { compute_slots: case.slots, stall_after: Duration::from_secs(2), ..config }
 }
 
 fn run<R: Send>(case: &Case, body: impl Fn(&Comm, &Plan) -> moe_dispatch::Result<R> + Sync) -> Vec<R> {
@@ -320,6 +323,37 @@ fn the_number_of_ranks_changes_no_bit() {
                 let got = got.unwrap();
                 assert_eq!(want.get_or_insert(got.clone()), &got, "{ep_size} ranks, {ranks_per_node} a node");
             }
+        }
+    }
+}
+
+#[test]
+fn replicas_share_the_tokens_or_are_the_nearest() {
+    // Expert 0 on ranks 0, 1 and 3, expert 1 on rank 2 only; two ranks a node.
+    let spread = Layout::placed(2, 4, 2, &[0, 0, 1, 0]).unwrap();
+    let nearest = spread.clone().with_choice(ReplicaChoice::Nearest);
+    for source in 0..4 {
+        let mut shares = [0; 4];
+        for token in 0..30 {
+            shares[spread.slot_for(0, source, token)] += 1;
+            assert_eq!(spread.slot_for(1, source, token), 2);
+            // On the rank itself, else on its node.
+            assert_eq!(nearest.slot_for(0, source, token), [0, 1, 3, 3][source]);
+            assert_eq!(nearest.slot_for(1, source, token), 2);
+        }
+        assert_eq!(shares, [10, 10, 0, 10]);
+    }
+    // No replica on the node: they take turns.
+    let far = Layout::placed(2, 4, 2, &[0, 0, 1, 1]).unwrap().with_choice(ReplicaChoice::Nearest);
+    let ones = (0..30).filter(|&token| far.slot_for(0, 2, token) == 1).count();
+    assert_eq!(ones, 15);
+    // Uneven last node: every gateway exists and is on the node asked for.
+    let uneven = Layout::new(5, 5, 3).unwrap();
+    for source in 0..5 {
+        for node in 0..2 {
+            let gateway = uneven.gateway(source, node);
+            assert!(gateway < 5 && uneven.node(gateway) == node);
+            assert!(uneven.node(source) != node || gateway == source);
         }
     }
 }
