@@ -167,16 +167,20 @@ impl Left<'_> {
                 return;
             }
         };
+        // Of the whole: a part of one column looks contiguous either way.
+        let transposed = self.is_transposed();
         match a {
-            Operand::Bf16(a) => load(part(*a, rows, ks), out, bf16::to_f32, |x, out, stride| cpu::load_bf16(isa, x, out, stride)),
+            Operand::Bf16(a) => {
+                load(part(*a, rows, ks), transposed, out, bf16::to_f32, |x, out, stride| cpu::load_bf16(isa, x, out, stride))
+            }
             Operand::RoundedToBf16(a) => {
                 let one = |x| bf16::from_f32(x).to_f32();
-                load(part(*a, rows, ks), out, one, |x, out, stride| cpu::load_rounded(isa, x, out, stride));
+                load(part(*a, rows, ks), transposed, out, one, |x, out, stride| cpu::load_rounded(isa, x, out, stride));
             }
             Operand::Fp8(a) => {
                 load_scales(*a, rows.clone(), ks.clone(), scales);
                 let one = v3_numerics::E4M3::to_f32;
-                load(part(a.data(), rows, ks), out, one, |x, out, stride| cpu::load_e4m3(isa, x, out, stride));
+                load(part(a.data(), rows, ks), transposed, out, one, |x, out, stride| cpu::load_e4m3(isa, x, out, stride));
             }
             Operand::QuantizedRows(a, policy) => {
                 let mut gathered = Vec::new();
@@ -199,14 +203,15 @@ impl Left<'_> {
 
 fn load<T: Copy>(
     a: MatRef<'_, T>,
+    transposed: bool,
     out: &mut [f32],
     convert: impl Fn(T) -> f32,
     convert_rows: impl Fn(MatRef<'_, T>, &mut [f32], usize),
 ) {
-    if a.has_contiguous_rows() {
-        convert_rows(a, out, A_STRIDE);
-    } else if a.t().has_contiguous_rows() {
+    if transposed {
         convert_rows(a.t(), out, A_STRIDE_T);
+    } else if a.has_contiguous_rows() {
+        convert_rows(a, out, A_STRIDE);
     } else {
         for (i, out) in (0..a.rows()).zip(out.chunks_mut(A_STRIDE)) {
             for (p, out) in (0..a.cols()).zip(out) {

@@ -1,9 +1,10 @@
 //! The linear layer: what each product computes, how far it is from exact, and what is refused.
 
 use fp8_gemm::linear::{Activation, ActivationKind, Weight, dgrad, dgrad_grouped, fprop, fprop_grouped, wgrad, wgrad_grouped};
-use fp8_gemm::quantize::{quantize_1x128, quantize_128x1, quantize_128x128, swiglu_quantize_1x128};
+use fp8_gemm::quantize::{quantize_1x128, quantize_128x1, quantize_128x128, retile_128x1, swiglu_quantize_1x128, transpose};
 use fp8_gemm::{Block, BlockScaled, E5m6Rows, Error, Precision, ScalePolicy, reference};
 use proptest::prelude::*;
+use v3_numerics::cpu::{Isa, with_isa};
 use v3_numerics::{MatMut, MatRef, bf16};
 
 fn values(len: usize, seed: u64) -> Vec<f32> {
@@ -175,6 +176,66 @@ proptest! {
             let (xt, dyt) = (transposed(&x_copy, m, k), transposed(&dy_copy, m, n));
             let turned = products(&Activation::from_mat(mat(&xt, k, m).t(), precision), mat(&dyt, n, m).t(), &weight);
             assert_bits("turned", &turned, &want);
+        }
+    }
+}
+
+/// All products of a linear layer, one after the other.
+fn all_products(sizes: &[usize], n: usize, k: usize, precision: Precision) -> Vec<f32> {
+    let offsets: Vec<usize> = (0..=sizes.len()).map(|g| sizes[..g].iter().sum()).collect();
+    let m = offsets[sizes.len()];
+    let (x, dy) = (values(m * k, 1), values(m * n, 2));
+    let weights: Vec<Weight> =
+        (0..sizes.len()).map(|g| Weight::pack(&values(n * k, 10 + g as u64), n, k, precision).unwrap()).collect();
+    let input = Activation::new(&x, m, k, precision).unwrap();
+    let (mut y, mut dx, mut dw) = (vec![f32::NAN; m * n], vec![f32::NAN; m * k], vec![0.0; sizes.len() * n * k]);
+    fprop_grouped(&input, &offsets, &weights, MatMut::new(&mut y, m, n).unwrap()).unwrap();
+    dgrad_grouped(mat(&dy, m, n), &offsets, &weights, MatMut::new(&mut dx, m, k).unwrap(), false).unwrap();
+    wgrad_grouped(&input, &offsets, mat(&dy, m, n), &mut dw, precision).unwrap();
+    [y, dx, dw].concat()
+}
+
+/// Large enough to be cut into tasks, with tiles, panels and blocks that are not whole.
+#[test]
+fn instruction_sets_and_threads_change_no_bit() {
+    let (sizes, n, k) = ([130, 0, 1, 260, 77], 161, 230);
+    for precision in Precision::ALL {
+        let want = all_products(&sizes, n, k, precision);
+        for isa in Isa::ALL {
+            match with_isa(isa, || all_products(&sizes, n, k, precision)) {
+                Ok(got) => assert_bits(&format!("{precision} on {isa}"), &got, &want),
+                Err(_) => eprintln!("skipped, not passed: {isa} (this processor lacks it)"),
+            }
+        }
+        #[cfg(feature = "rayon")]
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let got = pool.install(|| all_products(&sizes, n, k, precision));
+            assert_bits(&format!("{precision} on {threads} threads"), &got, &want);
+        }
+    }
+}
+
+/// The weight gradient in FP8 has the bits of the public quantisers and the promoted product, though no code of it is stored.
+#[test]
+fn weight_gradient_is_quantised_along_tokens() {
+    for (m, n, k) in [(1, 1, 1), (127, 33, 129), (128, 200, 140), (300, 40, 260)] {
+        let (mut x, dy) = (values(m * k, 1), values(m * n, 2));
+        // The largest magnitude of a column may be infinite, or hide behind a NaN.
+        x[m * k / 2] = f32::INFINITY;
+        for (x, name) in [(values(m * k, 3), "finite"), (x, "infinite")] {
+            let input = Activation::new(&x, m, k, Precision::Fp8).unwrap();
+            let mut dw = vec![0.0; n * k];
+            wgrad(&input, mat(&dy, m, n), &mut dw, Precision::Fp8).unwrap();
+            let dyq = transpose(&quantize_128x1(mat(&dy, m, n), ScalePolicy::F32));
+            let xq = retile_128x1(&quantize_1x128(mat(&x, m, k), ScalePolicy::PowerOfTwo), ScalePolicy::PowerOfTwo);
+            let scaled = |q| -> reference::Scaled<'_> {
+                let q: &BlockScaled = q;
+                reference::Scaled { codes: q.data(), scales: q.scales(), block: q.block() }
+            };
+            let want = reference::matmul_promoted(scaled(&dyq), scaled(&xq), n, k, m);
+            // Added to +0, which turns a -0 into +0.
+            assert_bits(name, &dw, &want.iter().map(|x| 0.0 + x).collect::<Vec<_>>());
         }
     }
 }

@@ -104,7 +104,7 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(config(24))]
+    #![proptest_config(config(48))]
 
     #[test]
     fn quantisers_have_the_bits_of_the_reference(rows in rows(), cols in cols(), policy in policies(), seed: u64, odd in 0..4u8) {
