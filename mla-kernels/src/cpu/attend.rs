@@ -331,18 +331,74 @@ pub(super) unsafe fn from_lanes<S: Simd>(
     }
 }
 
-/// Copies `rows` rows of `cols` values into rows `dst_stride` apart, and zeroes the rest of each row.
+/// Copies `rows` rows of `cols` values into rows `dst_stride` apart.
 ///
 /// # Safety
-/// Both are valid and do not overlap; `cols <= dst_stride`.
+/// The processor has `S`; both are valid and do not overlap.
 #[inline(always)]
-pub(super) unsafe fn copy_rows(src: *const f32, stride: usize, rows: usize, cols: usize, dst: *mut f32, dst_stride: usize) {
+pub(super) unsafe fn copy_rows<S: Simd>(
+    src: *const f32,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+    dst: *mut f32,
+    dst_stride: usize,
+) {
     // SAFETY: the caller's contract.
     unsafe {
         for r in 0..rows {
-            std::ptr::copy_nonoverlapping(src.add(r * stride), dst.add(r * dst_stride), cols);
-            std::ptr::write_bytes(dst.add(r * dst_stride + cols), 0, dst_stride - cols);
+            let (src, dst) = (src.add(r * stride), dst.add(r * dst_stride));
+            let mut c = 0;
+            while c + S::LANES <= cols {
+                S::store(dst.add(c), S::load(src.add(c)));
+                c += S::LANES;
+            }
+            while c < cols {
+                *dst.add(c) = *src.add(c);
+                c += 1;
+            }
         }
+    }
+}
+
+/// Zeroes columns `from..width` of `rows` rows of `width` values, and `more` rows after them.
+///
+/// # Safety
+/// `dst` is valid for them.
+#[inline(always)]
+pub(super) unsafe fn zero_edges(dst: *mut f32, width: usize, rows: usize, from: usize, more: usize) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if from < width {
+            for r in 0..rows {
+                std::ptr::write_bytes(dst.add(r * width + from), 0, width - from);
+            }
+        }
+        std::ptr::write_bytes(dst.add(rows * width), 0, more * width);
+    }
+}
+
+/// Gathers one head's keys, `[k_nope | k_rope]`, and values into contiguous rows with `PAD` rows of zeros after them.
+///
+/// # Safety
+/// The processor has `S`; `kv` and `k_rope` are valid for `tokens` rows, `k` and `v` for `tokens + PAD` rows of `ldk` and `ldv`.
+#[inline(always)]
+pub(super) unsafe fn gather_head<S: Simd>(
+    kv: *const f32,
+    kv_stride: usize,
+    k_rope: *const f32,
+    tokens: usize,
+    (d_nope, d_rope, d_v): (usize, usize, usize),
+    (k, ldk): (*mut f32, usize),
+    (v, ldv): (*mut f32, usize),
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        copy_rows::<S>(kv, kv_stride, tokens, d_nope, k, ldk);
+        copy_rows::<S>(k_rope, d_rope, tokens, d_rope, k.add(d_nope), ldk);
+        zero_edges(k, ldk, tokens, d_nope + d_rope, PAD);
+        copy_rows::<S>(kv.add(d_nope), kv_stride, tokens, d_v, v, ldv);
+        zero_edges(v, ldv, tokens, d_v, PAD);
     }
 }
 

@@ -4,7 +4,7 @@
 //! `dq` is accumulated as `[d_qk, LANES]`; for `dk` and `dv` the roles change: head dimensions lie in the lanes, and the scores
 //! just computed, `[keys, LANES]`, are what is broadcast, so nothing is transposed but the blocks of `q` and `dout`.
 
-use super::attend::{Block, PAD, copy_rows, from_lanes, seen_range, tile, tile_limited, to_lanes};
+use super::attend::{Block, PAD, copy_rows, from_lanes, gather_head, seen_range, tile, tile_limited, to_lanes, zero_edges};
 use super::simd::Simd;
 use super::{LANES, Scratch, Shared, scratch_values};
 
@@ -137,13 +137,8 @@ unsafe fn one_head<S: Simd, const W: usize>(task: &BackwardHeads, w: &Work, head
     // SAFETY: the caller's contract.
     unsafe {
         let kv = task.kv.add(head * (d_nope + w.d_v));
-        copy_rows(kv, task.kv_stride, tokens, d_nope, w.k, w.ldk);
-        for t in 0..tokens {
-            std::ptr::copy_nonoverlapping(task.k_rope.add(t * d_rope), w.k.add(t * w.ldk + d_nope), d_rope);
-        }
-        copy_rows(kv.add(d_nope), task.kv_stride, tokens, w.d_v, w.v, w.ldv);
-        std::ptr::write_bytes(w.k.add(tokens * w.ldk), 0, PAD * w.ldk);
-        std::ptr::write_bytes(w.v.add(tokens * w.ldv), 0, PAD * w.ldv);
+        let dims = (d_nope, d_rope, w.d_v);
+        gather_head::<S>(kv, task.kv_stride, task.k_rope, tokens, dims, (w.k, w.ldk), (w.v, w.ldv));
         std::ptr::write_bytes(w.dk, 0, (tokens + PAD) * w.ldk);
         std::ptr::write_bytes(w.dv, 0, (tokens + PAD) * w.ldv);
 
@@ -153,9 +148,11 @@ unsafe fn one_head<S: Simd, const W: usize>(task: &BackwardHeads, w: &Work, head
             let out_at = first * task.out_stride + head * w.d_v;
             let (out, dout) = (task.out.add(out_at), task.dout.add(out_at));
             to_lanes::<S>(q, task.q_stride, lanes, w.d_qk, w.q_lanes);
-            copy_rows(q, task.q_stride, lanes, w.d_qk, w.q_rows, w.ldk);
+            copy_rows::<S>(q, task.q_stride, lanes, w.d_qk, w.q_rows, w.ldk);
+            zero_edges(w.q_rows, w.ldk, lanes, w.d_qk, 0);
             to_lanes::<S>(dout, task.out_stride, lanes, w.d_v, w.do_lanes);
-            copy_rows(dout, task.out_stride, lanes, w.d_v, w.do_rows, w.ldv);
+            copy_rows::<S>(dout, task.out_stride, lanes, w.d_v, w.do_rows, w.ldv);
+            zero_edges(w.do_rows, w.ldv, lanes, w.d_v, 0);
             for lane in 0..LANES {
                 let row = lane.min(lanes - 1);
                 let lse = *task.lse.add((first + row) * task.lse_stride + head);
@@ -181,12 +178,11 @@ unsafe fn one_head<S: Simd, const W: usize>(task: &BackwardHeads, w: &Work, head
             from_lanes::<S>(w.dq, w.ones, dq, task.q_stride, lanes, w.d_qk);
         }
 
+        let dkv = task.dkv.0.add(head * (d_nope + w.d_v));
+        copy_rows::<S>(w.dk, w.ldk, tokens, d_nope, dkv, task.kv_stride);
+        copy_rows::<S>(w.dv, w.ldv, tokens, w.d_v, dkv.add(d_nope), task.kv_stride);
         for t in 0..tokens {
-            let dkv = task.dkv.0.add(t * task.kv_stride + head * (d_nope + w.d_v));
-            let dk = w.dk.add(t * w.ldk);
-            std::ptr::copy_nonoverlapping(dk, dkv, d_nope);
-            std::ptr::copy_nonoverlapping(w.dv.add(t * w.ldv), dkv.add(d_nope), w.d_v);
-            let dk_rope = task.dk_rope.0.add(t * d_rope);
+            let (dk, dk_rope) = (w.dk.add(t * w.ldk), task.dk_rope.0.add(t * d_rope));
             for i in 0..d_rope {
                 let g = *dk.add(d_nope + i);
                 *dk_rope.add(i) = if head == 0 { g } else { *dk_rope.add(i) + g };

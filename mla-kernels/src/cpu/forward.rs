@@ -1,6 +1,6 @@
 //! Causal attention of one head over one sequence.
 
-use super::attend::{Block, PAD, Queries, attend_all, copy_rows, finish, from_lanes, reset, to_lanes};
+use super::attend::{Block, PAD, Queries, attend_all, finish, from_lanes, gather_head, reset, to_lanes};
 use super::simd::Simd;
 use super::{LANES, Scratch, Shared, scratch_values};
 
@@ -45,13 +45,8 @@ pub(super) unsafe fn run<S: Simd, const W: usize>(task: &ForwardHead) {
     let [k, v, q, p, out, max, sum, limit, lse, inverse] = scratch.parts(parts);
     // SAFETY: the caller's contract; `parts` are the sizes that the blocks below state.
     unsafe {
-        copy_rows(task.kv, task.kv_stride, task.tokens, task.d_nope, k, ldk);
-        for t in 0..task.tokens {
-            let rope = task.k_rope.add(t * task.d_rope);
-            std::ptr::copy_nonoverlapping(rope, k.add(t * ldk + task.d_nope), task.d_rope);
-        }
-        std::ptr::write_bytes(k.add(task.tokens * ldk), 0, PAD * ldk);
-        copy_rows(task.kv.add(task.d_nope), task.kv_stride, task.tokens, task.d_v, v, ldv);
+        let dims = (task.d_nope, task.d_rope, task.d_v);
+        gather_head::<S>(task.kv, task.kv_stride, task.k_rope, task.tokens, dims, (k, ldk), (v, ldv));
         let scale_log2 = task.scale * std::f32::consts::LOG2_E;
         let queries = Queries { q, d_qk, d_v: task.d_v, scale_log2, p, max, sum, out };
         for first in (0..task.tokens).step_by(LANES) {
