@@ -4,7 +4,7 @@ use ema_offload::{Ema, EmaConfig, Warmup};
 
 fn main() -> ema_offload::Result<()> {
     let n = 1 << 20;
-    let mut weights = vec![vec![0.0f32; n], vec![1.0; 1000]];
+    let mut weights = [vec![0.0f32; n], vec![1.0; 1000]];
     let tensors: Vec<&[f32]> = weights.iter().map(|t| t.as_slice()).collect();
     let config = EmaConfig { decay: 0.99, warmup: Warmup::Ratio { offset: 10.0 }, ..EmaConfig::default() };
     let ema = Ema::new(&tensors, config)?;
