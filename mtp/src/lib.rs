@@ -74,6 +74,13 @@
 //! The head holds one block of at most [`TOKEN_BLOCK`] x [`VOCAB_CHUNK`] logits (1 MiB), and for the weight gradient of more than
 //! [`TOKEN_BLOCK`] tokens one chunk of `[VOCAB_CHUNK, hidden]`; never `[tokens, vocabulary]`.
 //!
+//! # Measured
+//!
+//! One core of a Sapphire Rapids server (f32 multiply-add peak 240 GFLOP/s), November 2026, processor time, of the recomputed
+//! products: 2048 tokens, hidden 256, vocabulary 256: forward 140, backward 160 GFLOP/s. 512 tokens, hidden 1024, vocabulary 8192:
+//! forward 159, backward 142. The product alone reaches 171 to 213 on blocks of this size. `cargo bench -p mtp` measures it
+//! again.
+//!
 //! # Features
 //!
 //! `rayon` (default): parallel loops on the caller's rayon pool. Without it everything runs on the calling thread, with the

@@ -45,9 +45,11 @@ fn run(args: &[String]) -> Result<(), Failure> {
             Some(std::io::BufWriter::new(file))
         }
     };
-    println!("{}", Line::header());
+    let mut stdout = std::io::stdout();
+    let closed = |e: std::io::Error| Failure::task(format!("standard output: {e}"));
+    writeln!(stdout, "{}", Line::header()).map_err(closed)?;
     let mut emit = |line: &Line| -> Result<(), Failure> {
-        println!("{}", line.text());
+        writeln!(stdout, "{}", line.text()).map_err(closed)?;
         let Some(json) = &mut json else { return Ok(()) };
         writeln!(json, "{}", line.json()).and_then(|()| json.flush()).map_err(|e| Failure::task(format!("--json: {e}")))
     };
