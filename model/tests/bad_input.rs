@@ -1,12 +1,12 @@
 //! Whatever is wrong with the input, `v3` says so in one sentence on stderr that names the file, tensor or option, ends with status 2,
 //! and leaves nothing behind.
 
-mod common;
+mod files;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{Dir, config, config_json, names, write_checkpoint};
+use files::{Dir, config, config_json, names, write_checkpoint};
 use serde_json::{Value, json};
 use v3_model::Config;
 use v3_model::checkpoint::{Checkpoint, Dtype, NamedTensor, TensorData, write_tensors};

@@ -1,8 +1,8 @@
 //! Reading and writing of checkpoints: round trips, shards, atomic replacement, and files that are not what they should be.
 
-mod common;
+mod files;
 
-use common::{Dir, config, file_with_header, names, values, write_checkpoint};
+use files::{Dir, config, file_with_header, names, values, write_checkpoint};
 use proptest::prelude::*;
 use v3_model::checkpoint::header::{self, TensorInfo};
 use v3_model::checkpoint::{

@@ -1,10 +1,10 @@
 //! `v3 convert`: values, names, shards, configuration, and what it refuses.
 
-mod common;
+mod files;
 
 use std::path::Path;
 
-use common::{Dir, config, names, values, write_checkpoint};
+use files::{Dir, config, names, values, write_checkpoint};
 use half::bf16;
 use v3_model::Config;
 use v3_model::checkpoint::{Checkpoint, Dtype};
@@ -49,7 +49,7 @@ fn f32_to_bf16_rounds_and_back_is_exact() {
     assert_eq!(read(&back, &config), read(&bf16_dir, &config));
     let json = converted.config().unwrap().to_json();
     assert_eq!((&json["torch_dtype"], &json["quantization_config"]), (&"bfloat16".into(), &serde_json::Value::Null));
-    assert_eq!(json["some_unknown_field"], common::config_json()["some_unknown_field"]);
+    assert_eq!(json["some_unknown_field"], files::config_json()["some_unknown_field"]);
     assert_eq!(Checkpoint::open(&back).unwrap().config().unwrap(), config);
     assert_eq!(dir.names(), ["back", "bf16", "f32"]);
 }
