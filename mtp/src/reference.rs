@@ -92,13 +92,13 @@ pub fn rms_norm_backward(dy: &[f64], x: &[f32], weight: &[f32], eps: f32) -> (Ve
     let d = weight.len();
     let rstd = rms_norm(x, weight, eps).1;
     let (mut dx, mut dweight) = (vec![0.0; x.len()], vec![0.0; d]);
-    for t in 0..rstd.len() {
+    for (t, &rstd) in rstd.iter().enumerate() {
         let at = |i: usize| t * d + i;
         let dot: f64 = (0..d).map(|i| dy[at(i)] * f64::from(weight[i]) * f64::from(x[at(i)])).sum();
         for i in 0..d {
             let x = f64::from(x[at(i)]);
-            dx[at(i)] = rstd[t] * (dy[at(i)] * f64::from(weight[i]) - x * rstd[t] * rstd[t] * dot / d as f64);
-            dweight[i] += dy[at(i)] * x * rstd[t];
+            dx[at(i)] = rstd * (dy[at(i)] * f64::from(weight[i]) - x * rstd * rstd * dot / d as f64);
+            dweight[i] += dy[at(i)] * x * rstd;
         }
     }
     (dx, dweight)

@@ -174,7 +174,7 @@ pub fn sample(probs: &[f32], rng: &mut impl Uniform) -> Result<u32> {
 /// The sum of a row of weights, once it is known to be one of a distribution.
 pub(crate) fn total_of(what: &'static str, position: usize, weights: &[f32]) -> Result<f64> {
     // One pass, no branch in it: a NaN or a negative value makes `sound` false.
-    let sound = weights.iter().fold(true, |sound, &w| sound & (w >= 0.0) & (w < f32::INFINITY));
+    let sound = weights.iter().fold(true, |sound, &w| sound & (0.0..f32::INFINITY).contains(&w));
     if !sound {
         return Err(Error::Distribution { what, position, reason: "holds a value that is negative or not finite" });
     }
