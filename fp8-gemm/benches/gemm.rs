@@ -23,6 +23,15 @@ fn values(len: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
+/// How long `iterations` calls take.
+fn time<R>(iterations: u64, f: &mut impl FnMut() -> R) -> Duration {
+    let start = Instant::now();
+    for _ in 0..iterations {
+        black_box(f());
+    }
+    start.elapsed()
+}
+
 /// The pools to measure on: one thread, and all there are.
 struct Threads {
     name: String,
@@ -47,17 +56,10 @@ impl Threads {
     fn bench<R>(&self, group: &mut BenchmarkGroup<'_, WallTime>, name: &str, mut f: impl FnMut() -> R + Send) {
         group.bench_function(format!("{name}/{}", self.name), |b| {
             b.iter_custom(|iterations| {
-                let run = || {
-                    let start = Instant::now();
-                    for _ in 0..iterations {
-                        black_box(f());
-                    }
-                    start.elapsed()
-                };
                 #[cfg(feature = "rayon")]
-                return self.pool.install(run);
+                return self.pool.install(|| time(iterations, &mut f));
                 #[cfg(not(feature = "rayon"))]
-                return run();
+                return time(iterations, &mut f);
             });
         });
     }

@@ -47,7 +47,7 @@
 //! | [`quantize`] | 1x128, 128x1, 128x128, transposed along tokens, fused with SwiGLU; re-tiling; back to f32 |
 //! | [`BlockScaled`] | a matrix of E4M3 with its scales, and views of it; UE8M0 scales |
 //! | [`E5m6Rows`] | 12-bit rows, for activations that are kept for the weight gradient |
-//! | [`reference`] | all of it again, obvious and slow: what the tests compare with, bit by bit |
+//! | [`mod@reference`] | all of it again, obvious and slow: what the tests compare with, bit by bit |
 //!
 //! # Numbers
 //!
