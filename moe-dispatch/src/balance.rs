@@ -1,6 +1,8 @@
 //! Keeping the experts evenly loaded: the bias update, the sequence-wise balance loss and load metrics.
 
+use v3_numerics::cpu::Isa;
 use v3_numerics::par;
+use v3_numerics::simd::{Kernel, LANES, Simd, dispatch};
 
 use crate::error::{Error, Result};
 use crate::router::{RouterConfig, Routing, Scoring, WEIGHT_EPS, shape};
@@ -58,7 +60,7 @@ pub struct BalanceLoss {
 ///
 /// `seq_lens` are the lengths of the sequences that the tokens of `routing` form, in order, and add up to all of them.
 /// The result is the **mean** over the sequences. The gradient goes through P only; f is a constant. Sums over tokens are
-/// in f64, in chunks of 64 tokens counted from the start of the sequence.
+/// in f32 within chunks of 64 tokens counted from the start of the sequence, and in f64 from chunk to chunk.
 pub fn sequence_balance_loss(cfg: &RouterConfig, routing: &Routing, seq_lens: &[usize], alpha: f32) -> Result<BalanceLoss> {
     routing.check(cfg)?;
     let (e, k) = (cfg.num_experts, cfg.top_k);
@@ -81,15 +83,11 @@ pub fn sequence_balance_loss(cfg: &RouterConfig, routing: &Routing, seq_lens: &[
         }
         first += n;
     }
+    let isa = Isa::detect();
     let mut sums = vec![0.0f64; chunks.len() * e];
     par::for_each_chunk_mut(&mut sums, e, |c, sums| {
-        for t in chunks[c].start..chunks[c].start + chunks[c].len {
-            let scores = &routing.scores[t * e..][..e];
-            let inv = 1.0 / f64::from(total_score(cfg.scoring, scores));
-            for (sum, &s) in sums.iter_mut().zip(scores) {
-                *sum += f64::from(s) * inv;
-            }
-        }
+        let scores = &routing.scores[chunks[c].start * e..][..chunks[c].len * e];
+        dispatch(isa, ChunkSums { scoring: cfg.scoring, scores, sums });
     });
     // d loss / d s'_{i,t} for each sequence: alpha f_i / (T * sequences).
     let mut slopes = vec![0.0f32; seq_lens.len() * e];
@@ -122,18 +120,8 @@ pub fn sequence_balance_loss(cfg: &RouterConfig, routing: &Routing, seq_lens: &[
         let (c, out) = &mut item[0];
         let chunk = &chunks[*c];
         let slope = &slopes[chunk.sequence * e..][..e];
-        for (r, d) in out.chunks_exact_mut(e).enumerate() {
-            let scores = &routing.scores[(chunk.start + r) * e..][..e];
-            let total = total_score(cfg.scoring, scores);
-            let mean = (sum_lanes(scores, |i, s| s * f64::from(slope[i])) / f64::from(total)) as f32;
-            for ((d, &s), &g) in d.iter_mut().zip(scores).zip(slope) {
-                let local = match cfg.scoring {
-                    Scoring::Sigmoid => s * (1.0 - s) / total,
-                    Scoring::Softmax => s,
-                };
-                *d = local * (g - mean);
-            }
-        }
+        let scores = &routing.scores[chunk.start * e..][..chunk.len * e];
+        dispatch(isa, ChunkGradient { scoring: cfg.scoring, scores, slope, out });
     });
     let loss = if filled == 0 { 0.0 } else { per_sequence.iter().sum::<f64>() / filled as f64 };
     Ok(BalanceLoss { loss, per_sequence, dlogits })
@@ -146,23 +134,77 @@ struct Chunk {
     len: usize,
 }
 
-/// What a token's scores are divided by.
-fn total_score(scoring: Scoring, scores: &[f32]) -> f32 {
-    match scoring {
-        Scoring::Sigmoid => sum_lanes(scores, |_, s| s) as f32 + WEIGHT_EPS,
-        Scoring::Softmax => 1.0,
+/// `sums[i]` = sum over the tokens of `scores` [tokens, E] of s_i / (sum_j s_j): in f32, the tokens in order.
+struct ChunkSums<'a> {
+    scoring: Scoring,
+    scores: &'a [f32],
+    sums: &'a mut [f64],
+}
+
+impl Kernel for ChunkSums<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let e = self.sums.len();
+        let mut sums = vec![0.0f32; e];
+        for scores in self.scores.chunks_exact(e) {
+            let inv = s.splat(1.0 / total_score(s, self.scoring, scores));
+            for (sum, x) in sums.chunks_mut(LANES).zip(scores.chunks(LANES)) {
+                let next = s.mul_add(s.load_partial(x), inv, s.load_partial(sum));
+                s.store_partial(next, sum);
+            }
+        }
+        self.sums.iter_mut().zip(sums).for_each(|(to, sum)| *to = f64::from(sum));
     }
 }
 
-/// Sum of `term(i, values[i])` in 8 interleaved partial sums, added up in order.
-fn sum_lanes(values: &[f32], term: impl Fn(usize, f64) -> f64) -> f64 {
-    let mut lanes = [0.0f64; 8];
-    for (c, chunk) in values.chunks(8).enumerate() {
-        for (l, &v) in chunk.iter().enumerate() {
-            lanes[l] += term(c * 8 + l, f64::from(v));
+/// d loss / d logits [tokens, E] from the slope of the loss in each normalised score [E], the same for all the tokens.
+struct ChunkGradient<'a> {
+    scoring: Scoring,
+    scores: &'a [f32],
+    slope: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for ChunkGradient<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let e = self.slope.len();
+        for (scores, out) in self.scores.chunks_exact(e).zip(self.out.chunks_exact_mut(e)) {
+            let total = total_score(s, self.scoring, scores);
+            let mut dot = s.splat(0.0);
+            for (x, g) in scores.chunks(LANES).zip(self.slope.chunks(LANES)) {
+                dot = s.mul_add(s.load_partial(x), s.load_partial(g), dot);
+            }
+            let mean = s.splat(s.reduce_add(dot) / total);
+            let inv = s.splat(1.0 / total);
+            let one = s.splat(1.0);
+            for ((out, x), g) in out.chunks_mut(LANES).zip(scores.chunks(LANES)).zip(self.slope.chunks(LANES)) {
+                let x = s.load_partial(x);
+                let local = match self.scoring {
+                    Scoring::Sigmoid => s.mul(s.mul(x, s.sub(one, x)), inv),
+                    Scoring::Softmax => x,
+                };
+                s.store_partial(s.mul(local, s.sub(s.load_partial(g), mean)), out);
+            }
         }
     }
-    lanes.iter().sum()
+}
+
+/// What a token's scores are divided by.
+#[inline(always)]
+fn total_score<S: Simd>(s: S, scoring: Scoring, scores: &[f32]) -> f32 {
+    match scoring {
+        Scoring::Sigmoid => {
+            let mut sum = s.splat(0.0);
+            for x in scores.chunks(LANES) {
+                sum = s.add(sum, s.load_partial(x));
+            }
+            s.reduce_add(sum) + WEIGHT_EPS
+        }
+        Scoring::Softmax => 1.0,
+    }
 }
 
 /// How even a load is.

@@ -329,10 +329,12 @@ impl Kernel for RouteRows<'_, '_> {
 #[inline(always)]
 fn route_rows<S: Simd>(s: S, cfg: &RouterConfig, bias: &[f32], item: &mut Item<'_>) {
     let (e, k) = (cfg.num_experts, cfg.top_k);
-    let mut biased = vec![0.0f32; e];
-    let mut best = vec![0.0f32; k.max(cfg.topk_group)];
-    let mut group_ids = vec![0u32; best.len()];
-    let mut kept = vec![true; cfg.n_group];
+    let size = cfg.group_size();
+    let mut keys = vec![0u32; e];
+    let mut experts = Candidates::new(e);
+    let mut group_keys = vec![0u32; cfg.n_group];
+    let mut groups = Candidates::new(cfg.n_group);
+    let mut kept = vec![0u32; cfg.topk_group];
     for (row, logits) in item.logits.chunks_exact(e).enumerate() {
         let scores = &mut item.scores[row * e..][..e];
         if !score_row(s, cfg.scoring, logits, scores) {
@@ -340,23 +342,30 @@ fn route_rows<S: Simd>(s: S, cfg: &RouterConfig, bias: &[f32], item: &mut Item<'
             return;
         }
         if bias.is_empty() {
-            biased.copy_from_slice(scores);
+            keys.iter_mut().zip(&*scores).for_each(|(k, &s)| *k = key(s));
         } else {
-            for ((b, &s), &c) in biased.iter_mut().zip(&*scores).zip(bias) {
-                *b = s + c;
-            }
+            keys.iter_mut().zip(&*scores).zip(bias).for_each(|((k, &s), &b)| *k = key(s + b));
         }
-        let size = cfg.group_size();
         if cfg.topk_group < cfg.n_group {
-            keep_groups(s, cfg, &biased, &mut best, &mut group_ids, &mut kept);
-        }
-        let indices = &mut item.indices[row * k..][..k];
-        let mut list = TopList::new(&mut best[..k], indices);
-        for (g, values) in biased.chunks_exact(size).enumerate() {
-            if kept[g] {
-                list.scan(values, (g * size) as u32);
+            let m = cfg.scores_per_group();
+            for (score, group) in group_keys.iter_mut().zip(keys.chunks_exact(size)) {
+                *score = key(match m {
+                    1 => value(largest(group)),
+                    2 => top_two(group),
+                    _ => top_m(group, m),
+                });
+            }
+            groups.fill(&group_keys);
+            groups.take_best(&mut kept);
+            group_keys.fill(0);
+            kept.iter().for_each(|&g| group_keys[g as usize] = u32::MAX);
+            for (group, &mask) in keys.chunks_exact_mut(size).zip(&group_keys) {
+                group.iter_mut().for_each(|k| *k &= mask);
             }
         }
+        experts.fill(&keys);
+        let indices = &mut item.indices[row * k..][..k];
+        experts.take_best(indices);
         let weights = &mut item.weights[row * k..][..k];
         let mut sum = 0.0f32;
         for (w, &i) in weights.iter_mut().zip(&*indices) {
@@ -371,30 +380,84 @@ fn route_rows<S: Simd>(s: S, cfg: &RouterConfig, bias: &[f32], item: &mut Item<'
     }
 }
 
-/// Marks the `topk_group` groups with the best scores.
+/// An integer that orders as the number does: selection on integers vectorises, and has no branch to mispredict. Zero is
+/// below every finite number. (Minus zero would come before zero; a score plus a bias is never minus zero.)
 #[inline(always)]
-fn keep_groups<S: Simd>(s: S, cfg: &RouterConfig, biased: &[f32], best: &mut [f32], ids: &mut [u32], kept: &mut [bool]) {
-    let (size, m) = (cfg.group_size(), cfg.scores_per_group());
-    let mut scores = [0.0f32; LANES];
-    let mut start = 0;
-    let mut filled = 0;
-    while start < cfg.n_group {
-        let n = LANES.min(cfg.n_group - start);
-        for (score, values) in scores[..n].iter_mut().zip(biased[start * size..].chunks_exact(size)) {
-            *score = match m {
-                1 => max(s, values),
-                2 => top_two(s, values),
-                _ => top_m(values, m),
-            };
-        }
-        let mut list = TopList { best: &mut best[..cfg.topk_group], ids: &mut ids[..cfg.topk_group], filled };
-        list.scan(&scores[..n], start as u32);
-        filled = list.filled;
-        start += n;
+fn key(x: f32) -> u32 {
+    let bits = x.to_bits();
+    bits ^ ((bits as i32 >> 31) as u32 | 0x8000_0000)
+}
+
+/// The number of a key.
+#[inline(always)]
+fn value(key: u32) -> f32 {
+    f32::from_bits(key ^ ((!key as i32 >> 31) as u32 | 0x8000_0000))
+}
+
+#[inline(always)]
+fn largest(keys: &[u32]) -> u32 {
+    keys.iter().fold(0, |m, &k| m.max(k))
+}
+
+/// Sum of the two largest of at least two values.
+#[inline(always)]
+fn top_two(keys: &[u32]) -> f32 {
+    let first = largest(keys);
+    let mut times = 0u32;
+    let mut second = 0;
+    for &k in keys {
+        times += u32::from(k == first);
+        second = second.max(if k == first { 0 } else { k });
     }
-    kept.fill(false);
-    for &g in &ids[..cfg.topk_group] {
-        kept[g as usize] = true;
+    value(first) + value(if times > 1 { first } else { second })
+}
+
+/// Sum of the `m` largest, from the largest down, in passes of "the largest that comes after the last one taken".
+fn top_m(keys: &[u32], m: usize) -> f32 {
+    let (mut sum, mut last) = (0.0f32, (u32::MAX, 0));
+    for _ in 0..m {
+        // Equal keys in their order: the position breaks the tie.
+        let after = keys.iter().enumerate().map(|(i, &k)| (k, usize::MAX - i)).filter(|x| *x < last);
+        let Some(next) = after.max() else { break };
+        sum += value(next.0);
+        last = next;
+    }
+    sum
+}
+
+/// Keys to choose the largest of, in runs of 16, and the largest of each run. The position sits below the key, inverted, so
+/// that one comparison decides ties too.
+struct Candidates {
+    keys: Vec<[u64; LANES]>,
+    largest: Vec<u64>,
+}
+
+impl Candidates {
+    fn new(n: usize) -> Self {
+        let runs = n.div_ceil(LANES);
+        Self { keys: vec![[0; LANES]; runs], largest: vec![0; runs] }
+    }
+
+    #[inline(always)]
+    fn fill(&mut self, keys: &[u32]) {
+        for (i, (to, &k)) in self.keys.as_flattened_mut().iter_mut().zip(keys).enumerate() {
+            *to = u64::from(k) << 32 | u64::from(!(i as u32));
+        }
+        for (l, run) in self.largest.iter_mut().zip(&self.keys) {
+            *l = run.iter().fold(0, |m, &k| m.max(k));
+        }
+    }
+
+    /// The positions of the largest keys, the largest first, of equal ones the first first; takes them out.
+    #[inline(always)]
+    fn take_best(&mut self, ids: &mut [u32]) {
+        for id in ids {
+            let best = self.largest.iter().fold(0, |m, &k| m.max(k));
+            *id = !(best as u32);
+            let run = *id as usize / LANES;
+            self.keys[run][*id as usize % LANES] = 0;
+            self.largest[run] = self.keys[run].iter().fold(0, |m, &k| m.max(k));
+        }
     }
 }
 
@@ -410,110 +473,6 @@ fn max<S: Simd>(s: S, values: &[f32]) -> f32 {
         lanes = s.max(lanes, s.load(chunk));
     }
     rest.iter().fold(s.reduce_max(lanes), |m, &x| if x > m { x } else { m })
-}
-
-/// Sum of the two largest of at least two values.
-#[inline(always)]
-fn top_two<S: Simd>(s: S, values: &[f32]) -> f32 {
-    // The two largest of a pair of falling pairs.
-    let merge = |(a, b): (f32, f32), (c, d): (f32, f32)| {
-        let (high, low) = if c > a { (c, a) } else { (a, c) };
-        let second = if d > b { d } else { b };
-        (high, if low > second { low } else { second })
-    };
-    const LOW: f32 = f32::NEG_INFINITY;
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    let mut best = (LOW, LOW);
-    if !chunks.is_empty() {
-        let (mut first, mut second) = (s.splat(LOW), s.splat(LOW));
-        for chunk in chunks {
-            let x = s.load(chunk);
-            second = s.max(second, s.min(first, x));
-            first = s.max(first, x);
-        }
-        let (mut first, mut second) = (s.to_array(first), s.to_array(second));
-        for half in [8, 4, 2, 1] {
-            for i in 0..half {
-                (first[i], second[i]) = merge((first[i], second[i]), (first[i + half], second[i + half]));
-            }
-        }
-        best = (first[0], second[0]);
-    }
-    best = rest.iter().fold(best, |best, &x| merge(best, (x, LOW)));
-    best.0 + best.1
-}
-
-/// Sum of the `m` largest, from the largest down, in passes of "the largest that comes after the last one taken".
-#[inline(never)]
-fn top_m(values: &[f32], m: usize) -> f32 {
-    let (mut sum, mut last, mut last_at) = (0.0f32, f32::INFINITY, usize::MAX);
-    for _ in 0..m {
-        let mut next: Option<(f32, usize)> = None;
-        for (i, &x) in values.iter().enumerate() {
-            let after = x < last || (x == last && last_at != usize::MAX && i > last_at);
-            if after && next.is_none_or(|(n, _)| x > n) {
-                next = Some((x, i));
-            }
-        }
-        let Some((x, i)) = next else { break };
-        sum += x;
-        (last, last_at) = (x, i);
-    }
-    sum
-}
-
-/// The best values seen so far with their ids, in falling order; among equals the one that came first stays ahead.
-struct TopList<'a> {
-    best: &'a mut [f32],
-    ids: &'a mut [u32],
-    filled: usize,
-}
-
-impl<'a> TopList<'a> {
-    #[inline(always)]
-    fn new(best: &'a mut [f32], ids: &'a mut [u32]) -> Self {
-        Self { best, ids, filled: 0 }
-    }
-
-    /// Offers `values`, whose ids are `first_id..`. Most runs of 16 hold nothing good enough and cost one comparison.
-    #[inline(always)]
-    fn scan(&mut self, values: &[f32], first_id: u32) {
-        let n = self.best.len();
-        for (c, chunk) in values.chunks(LANES).enumerate() {
-            if self.filled == n && chunk.len() == LANES {
-                let worst = self.best[n - 1];
-                let mut any = false;
-                for &x in chunk {
-                    any |= x > worst;
-                }
-                if !any {
-                    continue;
-                }
-            }
-            for (i, &x) in chunk.iter().enumerate() {
-                if self.filled < n || x > self.best[n - 1] {
-                    self.insert(x, first_id + (c * LANES + i) as u32);
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn insert(&mut self, x: f32, id: u32) {
-        let mut at = if self.filled < self.best.len() {
-            self.filled += 1;
-            self.filled - 1
-        } else {
-            self.best.len() - 1
-        };
-        while at > 0 && x > self.best[at - 1] {
-            self.best[at] = self.best[at - 1];
-            self.ids[at] = self.ids[at - 1];
-            at -= 1;
-        }
-        self.best[at] = x;
-        self.ids[at] = id;
-    }
 }
 
 /// Scores of one token; false when a logit is not finite.
