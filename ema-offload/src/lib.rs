@@ -34,13 +34,13 @@
 //! - A panic of the worker is an [`Error::Worker`] from then on; dropping the `Ema` joins the worker.
 //!
 //! A buffer is moved from owner to owner under one lock, so nothing is shared while it is written; `tests/loom.rs` runs the
-//! protocol through every interleaving.
+//! protocol through its interleavings.
 //!
 //! # What is computed
 //!
 //! For each element, `average = fma(rate, weight - average, average)` in f32: the difference is rounded, the product and the
 //! sum together once. `rate = 1 - decay` ([`EmaConfig::rate`]), with an optional [`Warmup`]. The result is bit for bit that
-//! of the synchronous [`reference`], on every instruction set, for any timing. bf16 weights are converted exactly on the way.
+//! of the synchronous [reference](mod@reference), on every instruction set, for any timing. bf16 weights are converted exactly on the way.
 //!
 //! # Memory and speed
 //!
@@ -60,7 +60,7 @@ pub mod reference;
 mod ring;
 mod state;
 
-/// The primitives of [`ring`]: those of a model checker take their place in `tests/loom.rs`.
+/// The primitives of `ring`: those of a model checker take their place in `tests/loom.rs`.
 mod sync {
     pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 }

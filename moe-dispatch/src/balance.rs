@@ -14,7 +14,7 @@ const TOKENS_PER_CHUNK: usize = 64;
 /// towards an even load, up if the expert got less than the mean of `counts` in the last step, down if it got more, not
 /// at all if it got just the mean. The comparison is exact.
 ///
-/// `counts` [E] are the tokens sent to each expert in the whole global batch (all ranks and micro-batches).
+/// `counts` `[E]` are the tokens sent to each expert in the whole global batch (all ranks and micro-batches).
 ///
 /// ```
 /// let mut bias = [0.0f32; 3];
@@ -48,7 +48,7 @@ pub struct BalanceLoss {
     pub loss: f64,
     /// The loss of each sequence, in order; 0 for an empty one.
     pub per_sequence: Vec<f64>,
-    /// d `loss` / d logits [T, E], to be added to what [`route_backward`](crate::router::route_backward) gives.
+    /// d `loss` / d logits `[T, E]`, to be added to what [`route_backward`](crate::router::route_backward) gives.
     pub dlogits: Vec<f32>,
 }
 
@@ -134,7 +134,7 @@ struct Chunk {
     len: usize,
 }
 
-/// `sums[i]` = sum over the tokens of `scores` [tokens, E] of s_i / (sum_j s_j): in f32, the tokens in order.
+/// `sums[i]` = sum over the tokens of `scores` `[tokens, E]` of s_i / (sum_j s_j): in f32, the tokens in order.
 struct ChunkSums<'a> {
     scoring: Scoring,
     scores: &'a [f32],
@@ -158,7 +158,7 @@ impl Kernel for ChunkSums<'_> {
     }
 }
 
-/// d loss / d logits [tokens, E] from the slope of the loss in each normalised score [E], the same for all the tokens.
+/// d loss / d logits `[tokens, E]` from the slope of the loss in each normalised score `[E]`, the same for all the tokens.
 struct ChunkGradient<'a> {
     scoring: Scoring,
     scores: &'a [f32],

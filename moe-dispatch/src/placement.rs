@@ -35,7 +35,7 @@ use search::Pool;
 /// What [`place`] needs to know. Build it with [`PlacementInput::new`] and change what differs.
 #[derive(Clone, Copy, Debug)]
 pub struct PlacementInput<'a> {
-    /// Load of each logical expert, [layers, experts]: finite, not negative.
+    /// Load of each logical expert, `[layers, experts]`: finite, not negative.
     pub weight: &'a [f64],
     /// Logical experts of a layer.
     pub num_experts: usize,
@@ -47,7 +47,7 @@ pub struct PlacementInput<'a> {
     pub num_nodes: usize,
     /// Devices.
     pub num_devices: usize,
-    /// The `phy2log` in force, [layers, replicas].
+    /// The `phy2log` in force, `[layers, replicas]`.
     pub previous: Option<&'a [u32]>,
     /// With a previous placement: the share of balancedness that may be given up to move fewer experts (0.005).
     pub tolerance: f64,
@@ -135,15 +135,15 @@ pub struct Placement {
     pub num_replicas: usize,
     /// Devices.
     pub num_devices: usize,
-    /// The logical expert of each slot, [layers, replicas].
+    /// The logical expert of each slot, `[layers, replicas]`.
     pub phy2log: Vec<u32>,
-    /// The number of replicas of each expert, [layers, experts].
+    /// The number of replicas of each expert, `[layers, experts]`.
     pub logcnt: Vec<u32>,
-    /// Load of each device, [layers, devices].
+    /// Load of each device, `[layers, devices]`.
     pub device_load: Vec<f64>,
-    /// Mean over largest device load, [layers]: 1 is perfect, and the value without any load.
+    /// Mean over largest device load, `[layers]`: 1 is perfect, and the value without any load.
     pub balancedness: Vec<f64>,
-    /// With a previous placement: expert copies that a device holds now and did not before, [layers].
+    /// With a previous placement: expert copies that a device holds now and did not before, `[layers]`.
     pub moves: Option<Vec<usize>>,
 }
 
@@ -162,7 +162,7 @@ impl Placement {
         slots
     }
 
-    /// Loads, balancedness and moves of given slots (a placement made elsewhere), [layers, replicas].
+    /// Loads, balancedness and moves of given slots (a placement made elsewhere), `[layers, replicas]`.
     pub fn evaluate(input: &PlacementInput<'_>, phy2log: Vec<u32>) -> Result<Self> {
         input.validate()?;
         let (layers, e, r, d) = (input.layers(), input.num_experts, input.num_replicas, input.num_devices);

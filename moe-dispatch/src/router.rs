@@ -1,6 +1,6 @@
 //! The router: which experts a token goes to, and with what weights.
 //!
-//! For every token, from its logits [E]:
+//! For every token, from its logits `[E]`:
 //!
 //! 1. scores = sigmoid(logits), or softmax(logits);
 //! 2. a *biased* copy, scores + bias, decides the selection and nothing else (the bias balances the load without an
@@ -140,16 +140,16 @@ pub struct Routing {
     pub tokens: usize,
     /// K, experts per token.
     pub top_k: usize,
-    /// [T, K]: each token's experts, distinct, by falling biased score.
+    /// `[T, K]`: each token's experts, distinct, by falling biased score.
     pub indices: Vec<u32>,
-    /// [T, K]: the weight of each.
+    /// `[T, K]`: the weight of each.
     pub weights: Vec<f32>,
-    /// [T, E]: every expert's unbiased score, which the backward and the balance loss need.
+    /// `[T, E]`: every expert's unbiased score, which the backward and the balance loss need.
     pub scores: Vec<f32>,
 }
 
 impl Routing {
-    /// Tokens sent to each expert [E]: the load that [`update_bias`](crate::balance::update_bias) evens out. An index of
+    /// Tokens sent to each expert `[E]`: the load that [`update_bias`](crate::balance::update_bias) evens out. An index of
     /// `num_experts` or more is an error.
     pub fn expert_counts(&self, num_experts: usize) -> Result<Vec<u64>> {
         let mut counts = vec![0u64; num_experts];
@@ -197,7 +197,7 @@ pub(crate) fn check_len(what: &'static str, len: usize, rows: usize, cols: usize
     Err(shape(what, format!("[{rows}, {cols}]"), format!("{len} elements")))
 }
 
-/// Routes T tokens: `logits` [T, E], `bias` [E] (added to the scores for the selection only; empty means zeros).
+/// Routes T tokens: `logits` `[T, E]`, `bias` `[E]` (added to the scores for the selection only; empty means zeros).
 ///
 /// Errors: a contradictory configuration, wrong lengths, a logit or bias that is not finite.
 ///
@@ -245,7 +245,7 @@ pub fn route(cfg: &RouterConfig, logits: &[f32], bias: &[f32]) -> Result<Routing
     Ok(routing)
 }
 
-/// Gradient of the logits [T, E] from that of the weights [T, K]. The selection is a constant; the bias has no gradient.
+/// Gradient of the logits `[T, E]` from that of the weights `[T, K]`. The selection is a constant; the bias has no gradient.
 ///
 /// With w_j = c s_j / (S + eps), S the sum over the token's experts: dL/ds_j = c / (S + eps) (dw_j - sum_i dw_i s_i / (S + eps)),
 /// then through the sigmoid, s (1 - s), or the softmax.
@@ -264,7 +264,7 @@ pub fn route_backward(cfg: &RouterConfig, routing: &Routing, dweights: &[f32]) -
     Ok(dlogits)
 }
 
-/// One token of [`route_backward`]; `dlogits` [E] comes in as zeros.
+/// One token of [`route_backward`]; `dlogits` `[E]` comes in as zeros.
 fn backward_row(cfg: &RouterConfig, scores: &[f32], indices: &[u32], dweights: &[f32], dlogits: &mut [f32]) {
     let (mut inv, mut mean) = (1.0f32, 0.0f32);
     if cfg.norm_topk_prob {

@@ -21,13 +21,13 @@ pub(super) struct Pool<'a> {
 /// An assignment: expert by slot, with what follows from it.
 #[derive(Clone)]
 pub(super) struct State {
-    /// [devices, slots]
+    /// `[devices, slots]`
     pub(super) expert: Vec<u32>,
-    /// [experts]
+    /// `[experts]`
     count: Vec<u32>,
-    /// [devices, experts]: how often an expert is on a device.
+    /// `[devices, experts]`: how often an expert is on a device.
     has: Vec<u16>,
-    /// [devices]
+    /// `[devices]`
     load: Vec<f64>,
 }
 

@@ -2,7 +2,7 @@
 
 use crate::router::{GroupScore, RouterConfig, Routing, Scoring};
 
-/// Unbiased scores [E] of one token's logits [E].
+/// Unbiased scores `[E]` of one token's logits `[E]`.
 pub fn scores(scoring: Scoring, logits: &[f32]) -> Vec<f64> {
     let x = logits.iter().map(|&x| f64::from(x));
     match scoring {
@@ -23,7 +23,7 @@ fn by_falling_value(values: &[f32]) -> Vec<usize> {
     order
 }
 
-/// The experts that one token's biased scores [E] select, best first: a full sort of the groups, then of the experts, with
+/// The experts that one token's biased scores `[E]` select, best first: a full sort of the groups, then of the experts, with
 /// every expert of a rejected group at minus infinity.
 pub fn select(cfg: &RouterConfig, biased: &[f32]) -> Vec<u32> {
     let size = cfg.num_experts / cfg.n_group;
@@ -47,7 +47,7 @@ pub fn weights(cfg: &RouterConfig, scores: &[f64], indices: &[u32]) -> Vec<f64> 
     chosen.iter().map(|s| s / sum * f64::from(cfg.routed_scaling_factor)).collect()
 }
 
-/// Mean over the non-empty sequences of alpha * sum_i f_i P_i, for scores [T, E] and selections [T, K].
+/// Mean over the non-empty sequences of alpha * sum_i f_i P_i, for scores `[T, E]` and selections `[T, K]`.
 pub fn sequence_balance_loss(cfg: &RouterConfig, scores: &[Vec<f64>], indices: &[u32], seq_lens: &[usize], alpha: f64) -> f64 {
     let (e, k) = (cfg.num_experts, cfg.top_k);
     let (mut loss, mut sequences, mut first) = (0.0, 0, 0);
@@ -94,7 +94,7 @@ pub fn route_backward(cfg: &RouterConfig, logits: &[f32], indices: &[u32], dweig
 }
 
 /// The whole router, token by token, with the f32 scores of `routing` deciding the selection (so that rounding of the
-/// scores is not part of the comparison): returns the indices [T, K] that must come out.
+/// scores is not part of the comparison): returns the indices `[T, K]` that must come out.
 pub fn select_all(cfg: &RouterConfig, routing: &Routing, bias: &[f32]) -> Vec<u32> {
     let e = cfg.num_experts;
     let rows = routing.scores.chunks(e);
