@@ -86,12 +86,12 @@
 //!
 //! | operation | shape | GFLOP/s |
 //! |---|---|---|
-//! | prefill forward | 256 tokens, heads of 48/32 | 145 |
-//! | prefill backward | 256 tokens, heads of 48/32 | 140 |
-//! | prefill forward | 512 tokens, heads of 192/128 | 187 |
-//! | prefill backward | 512 tokens, heads of 192/128 | 151 |
+//! | prefill forward | 256 tokens, heads of 48/32 | 147 |
+//! | prefill backward | 256 tokens, heads of 48/32 | 145 |
+//! | prefill forward | 512 tokens, heads of 192/128 | 189 |
+//! | prefill backward | 512 tokens, heads of 192/128 | 163 |
 //! | decode, f32 / bf16 / FP8 | 512 tokens of 512 + 64, 16 heads | 117 / 121 / 112 |
-//! | decode, f32 / bf16 / FP8 | 512 tokens of 512 + 64, 128 heads | 148 / 154 / 147 |
+//! | decode, f32 / bf16 / FP8 | 512 tokens of 512 + 64, 128 heads | 152 / 156 / 147 |
 //!
 //! Fewer than 16 queries a sequence fill a vector partly: one head costs as much as sixteen.
 //!

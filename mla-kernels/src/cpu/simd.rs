@@ -323,3 +323,30 @@ mod x86 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Portable, Simd};
+
+    #[test]
+    fn exp2_is_accurate_and_exact_where_it_must_be() {
+        let exp2 = |y: f32| {
+            // SAFETY: plain Rust runs everywhere.
+            unsafe { Portable::exp2([y; 8])[3] }
+        };
+        let mut worst = 0.0f64;
+        for i in 0..=200_000 {
+            let y = -126.0 + i as f32 * (127.0 / 200_000.0);
+            worst = worst.max((f64::from(exp2(y)) / f64::from(y).exp2() - 1.0).abs());
+        }
+        assert!(worst < 1.8e-7, "{worst:e}");
+        for n in -126..=127 {
+            assert_eq!(exp2(n as f32), 2f32.powi(n));
+        }
+        assert_eq!(exp2(-126.000_01), 0.0);
+        assert_eq!(exp2(f32::NEG_INFINITY), 0.0);
+        for nan in [f32::NAN, f32::from_bits(0x7fff_ffff), f32::from_bits(0xffc0_dead)] {
+            assert!(exp2(nan).is_nan());
+        }
+    }
+}
