@@ -150,6 +150,103 @@ impl<const R: usize, const V: usize, const TRANSPOSED: bool> Kernel for Tile<R, 
     }
 }
 
+/// The most rows of a [`FewRows`].
+pub(crate) const FEW_ROWS: usize = 4;
+/// The most panels of a [`FewRows`].
+pub(crate) const FEW_PANELS: usize = 4;
+
+/// A few rows by up to [`FEW_PANELS`] panels of bf16, which are decoded in registers: what generating a token wants. One row and one panel
+/// would be two chains, each waiting for itself.
+#[derive(Clone, Copy)]
+pub(crate) struct FewRows {
+    /// 1 to [`FEW_ROWS`].
+    pub rows: usize,
+    /// 1 to [`FEW_PANELS`].
+    pub panels: usize,
+    /// Decoded left operand, `[rows, k]` with row stride [`A_STRIDE`].
+    pub a: *const f32,
+    /// The first panel, `[k, PANEL]`.
+    pub b: *const bf16,
+    pub panel_stride: usize,
+    /// The length of the sum.
+    pub k: usize,
+    /// The totals of each panel, `[rows, PANEL]`.
+    pub totals: [*mut f32; FEW_PANELS],
+    pub total_stride: usize,
+    /// Whether totals begin at +0 instead of at what is there.
+    pub first: bool,
+}
+
+/// Continues the chains of a few rows.
+///
+/// # Safety
+/// As [`run_strip`].
+pub(crate) unsafe fn run_few_rows(isa: Isa, few: &FewRows) {
+    dispatch(isa, *few);
+}
+
+impl Kernel for FewRows {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        macro_rules! tile {
+            ($($rows:literal $panels:literal)+) => {
+                match (self.rows, self.panels) {
+                    $(($rows, $panels) => s.outline(FewTile::<$rows, $panels>(self)),)+
+                    _ => unreachable!("a few rows are 1 to 4, and so are panels"),
+                }
+            };
+        }
+        tile!(1 1 1 2 1 3 1 4 2 1 2 2 2 3 2 4 3 1 3 2 3 3 3 4 4 1 4 2 4 3 4 4);
+    }
+}
+
+struct FewTile<const R: usize, const P: usize>(FewRows);
+
+impl<const R: usize, const P: usize> Kernel for FewTile<R, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let t = self.0;
+        let mut acc = [[[s.splat(0.0); 2]; P]; R];
+        // SAFETY: `run_few_rows`'s caller promises `k` values for each row, panels of `k` rows, and totals for each row and panel.
+        unsafe {
+            if !t.first {
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    for (total, acc) in t.totals.iter().zip(acc) {
+                        for (v, acc) in acc.iter_mut().enumerate() {
+                            *acc = s.load_ptr(total.add(r * t.total_stride + v * LANES));
+                        }
+                    }
+                }
+            }
+            for k in 0..t.k {
+                let mut x = [s.splat(0.0); R];
+                for (r, x) in x.iter_mut().enumerate() {
+                    *x = s.splat(*t.a.add(r * A_STRIDE + k));
+                }
+                for p in 0..P {
+                    for v in 0..2 {
+                        let b = s.load_bf16(&*t.b.add(p * t.panel_stride + k * PANEL + v * LANES).cast::<[bf16; LANES]>());
+                        for (acc, x) in acc.iter_mut().zip(x) {
+                            acc[p][v] = s.mul_add(x, b, acc[p][v]);
+                        }
+                    }
+                }
+            }
+            for (r, acc) in acc.iter().enumerate() {
+                for (total, acc) in t.totals.iter().zip(acc) {
+                    for (v, acc) in acc.iter().enumerate() {
+                        s.store_ptr(*acc, total.add(r * t.total_stride + v * LANES));
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Declares functions whose bodies are compiled for each instruction set and run on the one that the first argument names. Bodies are
 /// methods of structs, not closures: `inline(always)` does not reach through a closure's `call_once`.
 macro_rules! loops {

@@ -1,12 +1,12 @@
 //! The blocking around the tile kernels, for bf16 and FP8.
 //!
-//! A task is up to 196 rows by 512 columns of one product. For each 512 of k it decodes its rows of the left operand to f32 once; then, panel by
-//! panel and 128 of k at a time, it decodes the panel into the first cache and runs the tiles over it. Totals stay in the output
-//! itself when that is f32 and plain, in scratch otherwise.
+//! A task is up to 196 rows by 512 columns of one product. For each 512 of k it decodes its rows of the left operand to f32 once; then,
+//! panel by panel and 128 of k at a time, it decodes the panel into the first cache and runs the tiles over it. Panels of bf16 are decoded
+//! in registers when there are at most 4 rows. Totals stay in the output itself when that is f32 and plain, in scratch otherwise.
 //!
 //! How rows and columns fall into tasks depends on shapes and thread count, and no result does: an output element sees its k in one order.
 
-use crate::cpu::{self, A_STRIDE, A_STRIDE_T, K_CHUNK, PANEL, ROW_CHUNK, Strip};
+use crate::cpu::{self, A_STRIDE, A_STRIDE_T, FEW_PANELS, FEW_ROWS, FewRows, K_CHUNK, PANEL, ROW_CHUNK, Strip};
 use crate::operand::Output;
 use crate::scaled::BLOCK;
 use crate::source::{Left, Right};
@@ -163,6 +163,34 @@ unsafe fn run_task(
     for k0 in (0..k).step_by(K_CHUNK) {
         let k1 = (k0 + K_CHUNK).min(k);
         a.load(isa, rows.clone(), k0..k1, &mut scratch.a, &mut scratch.row_scales);
+        if let Some(data) = b.bf16_panels()
+            && m <= FEW_ROWS
+            && !transposed
+        {
+            let mut p = panels.start;
+            while p < panels.end {
+                // Panels whose totals are alike: all in the output, or all in scratch.
+                let (_, total_stride) = place(p);
+                let count = (p..panels.end).take(FEW_PANELS).take_while(|p| place(*p).1 == total_stride).count();
+                let mut few = FewRows {
+                    rows: m,
+                    panels: count,
+                    a: scratch.a.as_ptr(),
+                    b: data[(p * k + k0) * PANEL..].as_ptr(),
+                    panel_stride: k * PANEL,
+                    k: k1 - k0,
+                    totals: [std::ptr::null_mut(); FEW_PANELS],
+                    total_stride,
+                    first: k0 == 0,
+                };
+                few.totals[..count].iter_mut().zip(p..).for_each(|(total, p)| *total = place(p).0);
+                // SAFETY: the left operand was loaded for all rows and this stretch of k, which every panel of `b` has; `place` gave
+                // room for all rows.
+                unsafe { cpu::run_few_rows(isa, &few) };
+                p += count;
+            }
+            continue;
+        }
         for p in panels.clone() {
             let (total, total_stride) = place(p);
             for first in (k0..k1).step_by(BLOCK) {

@@ -62,6 +62,20 @@
 //! the bits agree between instruction sets. Processors whose bf16 dot product runs at twice the rate of f32 would gain from it; it sums
 //! pairs in another order and would be a backend of its own name.
 //!
+//! # Measured
+//!
+//! One thread of a 2-core virtual machine with AVX-512, whose f32 multiply-adds reach 240 GFLOP/s when it is quiet; it was not, so
+//! these are the best of many runs by processor time (November 2026). GFLOP/s of [2048, 256] x [256, 256], rounding, quantising, decoding and
+//! re-tiling included:
+//!
+//! | | f32 | bf16 | fp8 |
+//! |---|---|---|---|
+//! | fprop, input and weight prepared | 195 | 199 | 175 |
+//! | dgrad, weight prepared | 206 | 195 | 183 |
+//! | wgrad | 198 | 168 | 139 |
+//!
+//! 1x128 quantisation of f32: 14.5 GB/s read and written. One token by a [512, 512] weight: 9 us in f32, 8 us in bf16, 37 us in FP8.
+//!
 //! # Threads
 //!
 //! Work goes to the rayon pool of the caller (feature `rayon`, on by default) or stays on the calling thread; nothing here builds a pool. Small products

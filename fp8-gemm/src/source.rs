@@ -259,6 +259,14 @@ impl Right<'_> {
         }
     }
 
+    /// The panels, when they are bf16.
+    pub fn bf16_panels(&self) -> Option<&[bf16]> {
+        match self {
+            Right::Packed(Packed { panels: Panels::Bf16(data), .. }) => Some(data),
+            _ => None,
+        }
+    }
+
     /// Decodes `ks` (within one block of 128) of a panel to `[k, PANEL]`, and the scales of its columns.
     pub fn load(&self, isa: Isa, panel: usize, ks: Range<usize>, out: &mut [f32], scales: &mut [f32; PANEL]) {
         let (k, first) = (self.k(), panel * PANEL);
