@@ -293,7 +293,7 @@ impl dualpipe::Stage for RankModel {
             block.backward_weight(&env, s, grads)?;
         }
         if let Some(embed) = &weights.embed {
-            ops::embedding_scatter_add(&chunk.inputs(0), &saved.dinput, env.hidden, &mut grads[embed.clone()])?;
+            ops::embedding_scatter_add(&chunk.inputs(0), &env.factor(&saved.dinput), env.hidden, &mut grads[embed.clone()])?;
         }
         self.account(key);
         Ok(())

@@ -375,20 +375,22 @@ impl Attention {
         };
         let (d, m) = (&self.dims, saved.rstd.len());
         let inputs = self.inputs(env, &saved)?;
-        self.out.backward_weight(&saved.out, &w.dy, grads)?;
-        self.q_up.backward_weight(inputs.q_latent.as_ref().unwrap_or(&inputs.h).get(), &w.dq, grads)?;
-        self.kv_up.backward_weight(inputs.kv_latent.get(), &w.dkv, grads)?;
-        self.down.backward_weight(inputs.h.get(), &w.ddown, grads)?;
+        self.out.backward_weight(env, &saved.out, &w.dy, grads)?;
+        self.q_up.backward_weight(env, inputs.q_latent.as_ref().unwrap_or(&inputs.h).get(), &w.dq, grads)?;
+        self.kv_up.backward_weight(env, inputs.kv_latent.get(), &w.dkv, grads)?;
+        self.down.backward_weight(env, inputs.h.get(), &w.ddown, grads)?;
+        let down = env.factor(&saved.down);
+        let mut norm_weight = |dy: &[f32], cols: Range<usize>, rstd: &[f32], norm: &Range<usize>| -> Result<()> {
+            let dy = env.factor(dy);
+            let x = columns(&down, m, d.down(), &cols)?;
+            let dy = columns(&dy, m, cols.len(), &(0..cols.len()))?;
+            Ok(ops::rms_norm_backward_weight_strided(dy, x, rstd, &mut grads[norm.clone()])?)
+        };
         if let Some(norm) = &self.q_norm {
-            let cols = d.q_columns();
-            let x = columns(&saved.down, m, d.down(), &cols)?;
-            let dy = columns(&w.dq_latent, m, cols.len(), &(0..cols.len()))?;
-            ops::rms_norm_backward_weight_strided(dy, x, &saved.q_rstd, &mut grads[norm.clone()])?;
+            norm_weight(&w.dq_latent, d.q_columns(), &saved.q_rstd, norm)?;
         }
-        let x = columns(&saved.down, m, d.down(), &d.kv_columns())?;
-        let dy = columns(&w.dkv_latent, m, d.kv_lora, &(0..d.kv_lora))?;
-        ops::rms_norm_backward_weight_strided(dy, x, &saved.kv_rstd, &mut grads[self.kv_norm.clone()])?;
-        Ok(ops::rms_norm_backward_weight(&w.dh, &saved.x, &saved.rstd, &mut grads[self.norm.clone()])?)
+        norm_weight(&w.dkv_latent, d.kv_columns(), &saved.kv_rstd, &self.kv_norm)?;
+        Ok(ops::rms_norm_backward_weight(&env.factor(&w.dh), &env.factor(&saved.x), &saved.rstd, &mut grads[self.norm.clone()])?)
     }
 }
 

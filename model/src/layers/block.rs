@@ -167,7 +167,7 @@ impl Block {
     /// Backward for weights.
     pub fn backward_weight(&self, env: &Env<'_>, saved: Saved, grads: &mut [f32]) -> Result<()> {
         let m = saved.rstd.len();
-        ops::rms_norm_backward_weight(&saved.dh, &saved.x, &saved.rstd, &mut grads[self.norm.clone()])?;
+        ops::rms_norm_backward_weight(&env.factor(&saved.dh), &env.factor(&saved.x), &saved.rstd, &mut grads[self.norm.clone()])?;
         // The router's gradient needs the normalised rows in f32; so does a GEMM operand that was not kept.
         let needs_h = saved.h.is_none() || matches!(self.ffn, Ffn::Moe(_));
         let h = if needs_h { self.normalise(env, &saved.x)?.0 } else { Vec::new() };

@@ -6,6 +6,7 @@ use fp8_gemm::Precision;
 use fp8_gemm::linear::{self, Activation, Weight};
 use v3_numerics::view::{MatMut, MatRef};
 
+use super::Env;
 use crate::error::Result;
 use crate::params::ParamStore;
 
@@ -155,13 +156,28 @@ impl Linear {
     }
 
     /// `dw[n, k] += dy[m, n]^T * x[m, k]` into the gradient buffer.
-    pub fn backward_weight(&self, x: &Activation, dy: &[f32], grads: &mut [f32]) -> Result<()> {
-        self.backward_weight_grouped(x, &[0, x.rows()], dy, grads)
+    pub fn backward_weight(&self, env: &Env<'_>, x: &Activation, dy: &[f32], grads: &mut [f32]) -> Result<()> {
+        self.backward_weight_grouped(env, x, &[0, x.rows()], dy, grads)
     }
 
     /// The same for rows sorted by group.
-    pub fn backward_weight_grouped(&self, x: &Activation, offsets: &[usize], dy: &[f32], grads: &mut [f32]) -> Result<()> {
+    pub fn backward_weight_grouped(
+        &self,
+        env: &Env<'_>,
+        x: &Activation,
+        offsets: &[usize],
+        dy: &[f32],
+        grads: &mut [f32],
+    ) -> Result<()> {
         let m = x.rows();
+        let absolute;
+        let x = if env.magnitudes {
+            absolute = Activation::from_vec(env.factor(&x.to_f32()).into_owned(), m, x.cols(), Precision::F32)?;
+            &absolute
+        } else {
+            x
+        };
+        let dy = &env.factor(dy);
         for part in &self.parts {
             let view = columns(dy, m, self.n, &part.columns)?;
             let dw = &mut grads[part.range.clone()];

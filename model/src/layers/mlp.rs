@@ -125,8 +125,8 @@ impl Mlp {
                 &made
             }
         };
-        self.down.backward_weight_grouped(act, offsets, dy, grads)?;
-        self.gate_up.backward_weight_grouped(x, offsets, dgate_up, grads)
+        self.down.backward_weight_grouped(env, act, offsets, dy, grads)?;
+        self.gate_up.backward_weight_grouped(env, x, offsets, dgate_up, grads)
     }
 }
 

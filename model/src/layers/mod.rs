@@ -11,6 +11,8 @@ pub mod mlp;
 pub mod moe;
 pub mod tail;
 
+use std::borrow::Cow;
+
 use fp8_gemm::Precision;
 use fp8_gemm::linear::Activation;
 use mla_kernels::rope::{RopeTable, softmax_scale};
@@ -81,6 +83,11 @@ pub struct Settings {
     pub hidden: usize,
     /// Factor of the sequence-wise balance loss.
     pub balance_alpha: f32,
+    /// A router whose logits are not finite reports a loss that is not, at the end of the step, instead of failing in the middle
+    /// of it: how training learns on all ranks at once that it has diverged.
+    pub report_divergence: bool,
+    /// The backward for weights sums the absolute values of its terms: what the rounding error of a gradient is measured by.
+    pub magnitudes: bool,
 }
 
 impl Settings {
@@ -106,6 +113,8 @@ impl Settings {
             eps: config.rms_norm_eps as f32,
             hidden: config.hidden_size,
             balance_alpha: 0.0,
+            report_divergence: false,
+            magnitudes: false,
         })
     }
 
@@ -122,6 +131,8 @@ impl Settings {
             scale: self.scale,
             hidden: self.hidden,
             balance_alpha: self.balance_alpha,
+            report_divergence: self.report_divergence,
+            magnitudes: self.magnitudes,
         }
     }
 }
@@ -149,9 +160,18 @@ pub struct Env<'a> {
     pub hidden: usize,
     /// Factor of the sequence-wise balance loss.
     pub balance_alpha: f32,
+    /// See [`Settings::report_divergence`].
+    pub report_divergence: bool,
+    /// See [`Settings::magnitudes`].
+    pub magnitudes: bool,
 }
 
 impl<'a> Env<'a> {
+    /// A factor of the weights' gradients: itself, or its absolute values when magnitudes are asked for.
+    pub fn factor<'x>(&self, x: &'x [f32]) -> Cow<'x, [f32]> {
+        if self.magnitudes { x.iter().map(|v| v.abs()).collect() } else { Cow::Borrowed(x) }
+    }
+
     /// Router and placement; an error in a model without experts.
     pub fn moe(&self) -> Result<&'a MoeSettings> {
         self.moe.ok_or_else(|| out_of_order("router"))

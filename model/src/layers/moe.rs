@@ -113,15 +113,20 @@ impl Moe {
         self.experts.bytes() + self.shared.as_ref().map_or(0, Mlp::bytes)
     }
 
-    /// The router's choice for rows `h[m, hidden]`; always in f32.
-    pub fn route(&self, env: &Env<'_>, h: &[f32]) -> Result<Routing> {
+    /// The router's choice for rows `h[m, hidden]`, always in f32, and whether its logits were finite (others are an error
+    /// unless divergence is to be reported).
+    fn route(&self, env: &Env<'_>, h: &[f32]) -> Result<(Routing, bool)> {
         let router = &env.moe()?.router;
         let (experts, hidden) = (router.num_experts, env.hidden);
         let m = h.len() / hidden;
         let mut logits = vec![0.0; m * experts];
         let gate = MatRef::new(env.store.at(&self.gate), experts, hidden)?;
         gemm::gemm(MatRef::new(h, m, hidden)?, gate.t(), MatMut::new(&mut logits, m, experts)?, false)?;
-        Ok(router::route(router, &logits, env.store.at(&self.bias))?)
+        let finite = !env.report_divergence || logits.iter().all(|l| l.is_finite());
+        if !finite {
+            logits.fill(0.0);
+        }
+        Ok((router::route(router, &logits, env.store.at(&self.bias))?, finite))
     }
 
     /// Forward: adds the experts' output for the normalised rows `h` to `y`.
@@ -134,9 +139,8 @@ impl Moe {
         y: &mut [f32],
     ) -> Result<(Saved, RouterReport)> {
         let MoeSettings { router, layout } = env.moe()?;
-        let routing = self.route(env, h)?;
-        let lengths = rows.lengths();
-        let balance = balance::sequence_balance_loss(router, &routing, &lengths, env.balance_alpha)?;
+        let (routing, finite) = self.route(env, h)?;
+        let (balance, dlogits) = self.balance(env, rows, &routing, finite)?;
         let plan = Plan::new(env.ep, layout, &routing)?;
         let sent = plan.dispatch(env.ep, h, env.hidden)?;
         let sent = env.activation(sent, plan.expert_rows(), env.hidden)?;
@@ -152,12 +156,24 @@ impl Moe {
             None => None,
         };
         let counts = routing.expert_counts(router.num_experts)?;
+        let report = RouterReport { layer: self.layer, counts, balance };
+        Ok((Saved { routing, plan, rows: sent, out_rows, experts, shared, dlogits }, report))
+    }
+
+    /// The balance loss of each sequence and the gradient of the step's loss through it.
+    fn balance(&self, env: &Env<'_>, rows: &Rows, routing: &Routing, finite: bool) -> Result<(Vec<f64>, Vec<f32>)> {
+        let lengths = rows.lengths();
+        if env.balance_alpha == 0.0 {
+            let loss = if finite { 0.0 } else { f64::NAN };
+            return Ok((vec![loss; lengths.len()], vec![0.0; routing.scores.len()]));
+        }
+        let balance = balance::sequence_balance_loss(&env.moe()?.router, routing, &lengths, env.balance_alpha)?;
         // The piece gives the gradient of the mean over these sequences; the step's loss is a mean over all of them.
         let mut dlogits = balance.dlogits;
         let sequences = lengths.iter().filter(|&&n| n > 0).count();
         v3_numerics::ops::scale(&mut dlogits, rows.sequence_scale * sequences as f32);
-        let report = RouterReport { layer: self.layer, counts, balance: balance.per_sequence };
-        Ok((Saved { routing, plan, rows: sent, out_rows, experts, shared, dlogits }, report))
+        let losses = if finite { balance.per_sequence } else { vec![f64::NAN; lengths.len()] };
+        Ok((losses, dlogits))
     }
 
     /// Backward for inputs: writes the gradient of the normalised rows to `dh`.
@@ -190,9 +206,10 @@ impl Moe {
     /// Backward for weights; `h` is the normalised input, `act` the same as a GEMM operand.
     pub fn backward_weight(&self, env: &Env<'_>, saved: Saved, h: &[f32], act: &Activation, grads: &mut [f32]) -> Result<()> {
         let (m, experts) = (act.rows(), env.moe()?.router.num_experts);
-        let dlogits = MatRef::new(&saved.dlogits, m, experts)?;
+        let (dlogits, h) = (env.factor(&saved.dlogits), env.factor(h));
+        let dlogits = MatRef::new(&dlogits, m, experts)?;
         let dgate = MatMut::new(&mut grads[self.gate.clone()], experts, env.hidden)?;
-        gemm::gemm(dlogits.t(), MatRef::new(h, m, env.hidden)?, dgate, true)?;
+        gemm::gemm(dlogits.t(), MatRef::new(&h, m, env.hidden)?, dgate, true)?;
         self.experts.backward_weight(env, saved.experts, &saved.rows, saved.plan.offsets(), grads)?;
         if let (Some(mlp), Some(shared)) = (&self.shared, saved.shared) {
             mlp.backward_weight(env, shared, act, &[0, m], grads)?;

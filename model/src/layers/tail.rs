@@ -322,7 +322,14 @@ impl Tail {
     }
 
     fn head_backward_weight(&self, env: &Env<'_>, norm: &Range<usize>, s: &HeadSaved, grads: &mut [f32]) -> Result<()> {
-        ops::rms_norm_backward_weight(&s.dh, &s.x, &s.rstd, &mut grads[norm.clone()])?;
+        ops::rms_norm_backward_weight(&env.factor(&s.dh), &env.factor(&s.x), &s.rstd, &mut grads[norm.clone()])?;
+        if env.magnitudes {
+            // A token's logit gradients are scale * (p - 1 at the target): at most 2 * scale in sum of absolute values.
+            let largest = |row: &[f32]| row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            let bound: f32 = s.h.chunks_exact(env.hidden).map(|row| 2.0 * s.scale * largest(row)).sum();
+            grads[self.head.clone()].iter_mut().for_each(|g| *g += bound);
+            return Ok(());
+        }
         let head = self.head(env, &s.h, &s.targets);
         Ok(mtp::head_backward_weight(&head, &s.lse, GradScale::Uniform(s.scale), &mut grads[self.head.clone()])?)
     }
@@ -332,13 +339,15 @@ impl Tail {
         self.head_backward_weight(env, &self.norm, &saved.main, grads)?;
         for (i, (module, s)) in self.modules.iter().zip(saved.modules).enumerate() {
             self.head_backward_weight(env, &module.norm, &s.head, grads)?;
-            module.proj.backward_weight(&s.merged, &s.dproj, grads)?;
+            module.proj.backward_weight(env, &s.merged, &s.dproj, grads)?;
             let [mut denorm, mut dhnorm] = [vec![0.0; env.hidden], vec![0.0; env.hidden]];
-            mtp::merge_backward_weight(&s.merge(), &s.dmerged, &mut denorm, &mut dhnorm)?;
+            let (emb, prev) = (env.factor(&s.emb), env.factor(&s.prev));
+            let merge = MergeSaved { emb: &emb, h: &prev, rstd_emb: &s.rstds[0], rstd_h: &s.rstds[1] };
+            mtp::merge_backward_weight(&merge, &env.factor(&s.dmerged), &mut denorm, &mut dhnorm)?;
             ops::add_assign(&mut grads[module.enorm.clone()], &denorm)?;
             ops::add_assign(&mut grads[module.hnorm.clone()], &dhnorm)?;
             if let Some(embed) = &self.embed {
-                ops::embedding_scatter_add(&chunk.inputs(i + 1), &s.demb, env.hidden, &mut grads[embed.clone()])?;
+                ops::embedding_scatter_add(&chunk.inputs(i + 1), &env.factor(&s.demb), env.hidden, &mut grads[embed.clone()])?;
             }
             module.block.backward_weight(env, s.block, grads)?;
         }

@@ -104,13 +104,15 @@ impl RankTrainer {
         let pipeline = world.subgroup(&grid.pipeline_group(rank), PIPELINE_GROUP)?;
         let mut settings = Settings::new(config, precision, recompute, grid.expert, world.ranks_per_node())?;
         settings.balance_alpha = recipe.balance_alpha;
+        settings.report_divergence = true;
         let optimizer = Optimizer::new(optimizer, store.layout(), &world)?;
         let model = RankModel::new(config, grid, rank, settings, store, ep, recipe.mtp_lambda, Packing::Training)?;
         let (_, expert_rank) = grid.coordinates(rank);
         Ok(Self { model, optimizer, world, pipeline, schedule: schedule.clone(), expert_rank, expert_ranks: grid.expert, recipe })
     }
 
-    fn chunk(&self, batch: &MicroBatch, micro_batches: usize) -> Chunk {
+    /// This rank's share of a micro-batch.
+    pub fn chunk(&self, batch: &MicroBatch, micro_batches: usize) -> Chunk {
         let own = sequences_of(batch.sequences, self.expert_ranks, self.expert_rank);
         Chunk {
             sequences: own.len(),

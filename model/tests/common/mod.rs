@@ -1,92 +1,104 @@
-//! A directory per test, and small checkpoints to put into it.
-#![allow(dead_code)] // each test binary uses its own part
+//! A model small enough to take steps in milliseconds, and steps of it on any grid of ranks.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use serde_json::{Value, json};
 use v3_model::Config;
-use v3_model::checkpoint::{CheckpointWriter, Dtype, WriteSpec};
+use v3_model::train::{Job, MicroBatch, RankTrainer, StepOutcome, TrainArgs, TrainOptions};
+use v3_ranks::{WorldConfig, run_threads};
 
-/// A fresh directory, removed when dropped.
-pub struct Dir(pub PathBuf);
-
-impl Dir {
-    pub fn new() -> Dir {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let n = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("v3-model-test-{}-{n}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        Dir(dir)
-    }
-
-    pub fn join(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// Names in the directory, hidden ones included, sorted.
-    pub fn names(&self) -> Vec<String> {
-        names(&self.0)
-    }
-}
-
-pub fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A small model whose linear weights have ragged 128x128 blocks.
-pub fn config_json() -> Value {
-    json!({
-        "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "vocab_size": 97, "hidden_size": 136,
-        "intermediate_size": 264, "moe_intermediate_size": 24, "num_hidden_layers": 2, "num_nextn_predict_layers": 1,
-        "num_attention_heads": 3, "num_key_value_heads": 3, "n_shared_experts": 1, "n_routed_experts": 8,
-        "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "norm_topk_prob": true, "routed_scaling_factor": 2.5,
-        "first_k_dense_replace": 1, "q_lora_rank": 32, "kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8,
-        "v_head_dim": 12, "hidden_act": "silu", "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0, "rope_scaling": null, "tie_word_embeddings": false, "torch_dtype": "float32",
-        "some_unknown_field": {"kept": [1, 2.5, "x"]},
-    })
-}
-
+/// Four layers, eight experts in four groups, one module.
 pub fn config() -> Config {
-    Config::from_json(config_json()).unwrap()
+    Config::from_json_str(
+        r#"{
+        "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "vocab_size": 256, "hidden_size": 24,
+        "intermediate_size": 40, "moe_intermediate_size": 12, "num_hidden_layers": 4, "num_nextn_predict_layers": 1,
+        "num_attention_heads": 3, "num_key_value_heads": 3, "q_lora_rank": 20, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4, "v_head_dim": 6, "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 3,
+        "n_group": 4, "topk_group": 2, "norm_topk_prob": true, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc", "first_k_dense_replace": 1, "moe_layer_freq": 1, "rope_theta": 10000.0,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "initializer_range": 0.08, "hidden_act": "silu",
+        "attention_bias": false, "tie_word_embeddings": false}"#,
+    )
+    .expect("a valid configuration")
 }
 
-/// Numbers that differ by tensor and place, of mixed sign and size, with many bits.
-pub fn values(name: &str, len: usize) -> Vec<f32> {
-    let mut state = name.bytes().fold(0x9e37_79b9_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..len).map(|_| next() * 0.25).collect()
-}
-
-/// Writes a checkpoint of `config` in f32 (or bf16), in shards of at most `max_shard` bytes.
-pub fn write_checkpoint(dir: &Path, config: &Config, dtype: Dtype, max_shard: u64) {
-    let tensors = config.tensors();
-    let specs: Vec<WriteSpec> =
-        tensors.iter().map(|t| WriteSpec { name: t.name.clone(), dtype, shape: t.shape.clone() }).collect();
-    let mut writer = CheckpointWriter::create(dir, &specs, max_shard).unwrap();
-    for t in &tensors {
-        writer.write_f32(&t.name, &values(&t.name, t.len())).unwrap();
+/// Arguments of a short run on two pipeline ranks and two expert-parallel ranks.
+pub fn args() -> TrainArgs {
+    TrainArgs {
+        steps: Some(6),
+        seq_len: Some(12),
+        micro_batch: Some(4),
+        micro_batches: Some(4),
+        lr: Some(0.01),
+        threads: Some(2),
+        save_every: Some(3),
+        ..TrainArgs::default()
     }
-    writer.write_config(config).unwrap();
-    writer.finish().unwrap();
 }
 
-/// The bytes of a safetensors file with this header and so many bytes of data.
-pub fn file_with_header(header: &str, data: usize) -> Vec<u8> {
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.resize(bytes.len() + data, 0);
-    bytes
+/// A job of these arguments that writes to `out`.
+pub fn job(args: &TrainArgs, config: &Config, out: PathBuf) -> Job {
+    let options = TrainOptions::new(args, None).expect("valid options");
+    Job::with(options, config.clone(), None, out).expect("a job")
+}
+
+/// The micro-batches of the first step.
+pub fn first_step(job: &Job) -> Vec<MicroBatch> {
+    job.micro_batches(&job.batches().expect("batches"), 1)
+}
+
+/// Gradients by name. A rank only contributes what it keeps after the sum over ranks.
+pub type Gradients = BTreeMap<String, Vec<f32>>;
+
+/// Runs `body` on every rank of the job's grid and returns what rank 0 returns, and all gradients after their sum over ranks.
+pub fn on_grid<R: Send>(
+    job: &Job,
+    threads: usize,
+    body: impl Fn(&mut RankTrainer) -> v3_model::Result<R> + Sync,
+) -> (Vec<R>, Gradients) {
+    let results = run_threads(WorldConfig::new(job.grid.size()), |world| -> v3_model::Result<_> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        pool.install(|| {
+            let mut trainer = job.trainer(world)?;
+            let result = body(&mut trainer)?;
+            let world = &trainer.world;
+            trainer.optimizer.reduce(&mut trainer.model, world)?;
+            let mut pieces = Vec::new();
+            for shard in &trainer.optimizer.shards {
+                for p in trainer.model.store.layout().params().iter().filter(|p| p.is_trained()) {
+                    let range = p.offset.max(shard.own.start)..(p.offset + p.len).min(shard.own.end);
+                    if !range.is_empty() {
+                        pieces.push((p.name.clone(), p.len, range.start - p.offset, trainer.model.grads[range].to_vec()));
+                    }
+                }
+            }
+            Ok((result, pieces))
+        })
+    })
+    .expect("no rank fails");
+    let mut gradients = Gradients::new();
+    let mut out = Vec::new();
+    for (result, pieces) in results {
+        out.push(result);
+        for (name, len, start, values) in pieces {
+            let whole = gradients.entry(name).or_insert_with(|| vec![f32::NAN; len]);
+            whole[start..start + values.len()].copy_from_slice(&values);
+        }
+    }
+    (out, gradients)
+}
+
+/// Forward and backward of the first step.
+pub fn run_step(job: &Job, threads: usize) -> (StepOutcome, Gradients) {
+    let batches = first_step(job);
+    let (mut outcomes, gradients) = on_grid(job, threads, |trainer| Ok(trainer.run(1, &batches)?.0));
+    (outcomes.swap_remove(0), gradients)
+}
+
+/// A folder of this test that is empty.
+pub fn folder(name: &str) -> PathBuf {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&dir);
+    dir
 }
