@@ -26,10 +26,10 @@ pub struct ScheduleArgs {
     #[arg(long, value_name = "NAME")]
     pub kind: String,
     /// Pipeline ranks
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub ranks: usize,
     /// Micro-batches of a step
-    #[arg(long, value_name = "M")]
+    #[arg(long, value_name = "M", allow_negative_numbers = true)]
     pub micro_batches: usize,
     /// Cost of a forward, a full backward, a backward for weights, an overlapped pair and a transfer
     #[arg(long, value_name = "COSTS", default_value = "F=1,B=2,W=1,FB=3,P2P=0")]
@@ -46,7 +46,7 @@ const WIDTH: usize = 80;
 pub fn render(args: &ScheduleArgs) -> Result<String> {
     let kind: Kind = args.kind.parse().map_err(|e| option_error("--kind", &e))?;
     let costs: Costs = args.costs.parse().map_err(|e| option_error("--costs", &e))?;
-    let schedule = Schedule::new(kind, args.ranks, args.micro_batches).map_err(|e| option_error("--ranks", &e))?;
+    let schedule = plan(kind, "--ranks", args.ranks, args.micro_batches)?;
     if args.format == Format::Json {
         return Ok(schedule.to_json() + "\n");
     }
@@ -56,6 +56,11 @@ pub fn render(args: &ScheduleArgs) -> Result<String> {
         Format::Svg => timeline.to_svg() + "\n",
         Format::Json | Format::Trace => timeline.to_chrome_trace() + "\n",
     })
+}
+
+/// A schedule for so many ranks, which the option `ranks_option` gave, and so many micro-batches, which `--micro-batches` gave.
+pub fn plan(kind: Kind, ranks_option: &str, ranks: usize, micro_batches: usize) -> Result<Schedule> {
+    Schedule::new(kind, ranks, micro_batches).map_err(|e| option_error(ranks_option, &e))
 }
 
 /// Runs `v3 schedule`.
@@ -78,7 +83,7 @@ fn option_error(option: &str, error: &dualpipe::Error) -> Error {
     let on = |kind: &Kind| format!(" for {kind}");
     match error {
         Piece::UnknownKind { expected, got } => Error::option(option, format!("one of {expected}"), format!("\"{got}\"")),
-        Piece::Ranks { kind, expected, got } => Error::option("--ranks", format!("{expected}{}", on(kind)), got),
+        Piece::Ranks { kind, expected, got } => Error::option(option, format!("{expected}{}", on(kind)), got),
         Piece::MicroBatches { kind, ranks, expected, got } => {
             Error::option("--micro-batches", format!("{expected}{} on {ranks} ranks", on(kind)), got)
         }

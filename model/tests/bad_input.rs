@@ -216,7 +216,7 @@ fn data_that_is_not_there_or_empty() {
     std::fs::write(dir.join("empty"), "").unwrap();
     for command in [&["eval", "model"][..], &["train", "--steps", "1", "--out", "run"]] {
         let with = |file| [command, &["--data", file]].concat();
-        refuses(&dir.0, &with("empty"), &["empty: expected text, found an empty file"]);
+        refuses(&dir.0, &with("empty"), &["empty: expected", "text"]);
         refuses(&dir.0, &with("none"), &["cannot read none"]);
         refuses(&dir.0, &with("model"), &["model: expected a text file, found a directory"]);
     }
@@ -229,15 +229,15 @@ fn training_that_cannot_be_laid_out() {
     let dir = workplace(&config());
     let train = |args: &[&'static str]| [&["train", "--steps", "1", "--out", "run"], args].concat();
     for (args, mentions) in [
-        (&["--pipeline", "100", "--schedule", "1f1b"][..], &["--pipeline", "layers"][..]),
+        (&["--pipeline", "100", "--schedule", "1f1b"][..], &["--pipeline", "at most 4", "found 100"][..]),
         (&["--pipeline", "0"], &["--pipeline", "found 0"]),
-        (&["--pipeline", "2", "--schedule", "dualpipe", "--micro-batches", "5"], &["--micro-batches", "even", "found 5"]),
-        (&["--pipeline", "2", "--schedule", "dualpipe", "--micro-batches", "2"], &["--micro-batches", "found 2"]),
+        (&["--pipeline", "2", "--schedule", "dualpipe", "--micro-batches", "5"], &["micro-batches", "even", "found 5"]),
+        (&["--pipeline", "2", "--schedule", "dualpipe", "--micro-batches", "2"], &["micro-batches", "found 2"]),
         (&["--pipeline", "1", "--schedule", "dualpipe"], &["even", "found 1"]),
         (&["--schedule", "dualpipa"], &["--schedule", "dualpipe", "found dualpipa"]),
         (&["--micro-batches", "0"], &["--micro-batches", "found 0"]),
         (&["--micro-batch", "0"], &["--micro-batch", "found 0"]),
-        (&["--micro-batch", "-1"], &["--micro-batch", "-1"]),
+        (&["--micro-batch=-1"], &["--micro-batch", "-1"]),
         (&["--expert-parallel", "3"], &["--expert-parallel", "found 3"]),
         (&["--seq-len", "0"], &["--seq-len", "found 0"]),
         (&["--seq-len", "100000"], &["--seq-len", "found 100000"]),
@@ -308,7 +308,7 @@ fn options_that_do_not_exist() {
         refuses(&dir.0, &[command, "--frobnicate"], &["--frobnicate"]);
     }
     refuses(&dir.0, &["generate"], &["CHECKPOINT"]);
-    refuses(&dir.0, &["generate", "model", "--temperature", "-1"], &["temperature"]);
+    refuses(&dir.0, &["generate", "model", "--temperature=-1"], &["temperature"]);
     refuses(&dir.0, &["generate", "model", "--top-p", "2"], &["top"]);
-    refuses(&dir.0, &["generate", "model", "--max-new-tokens", "-5"], &["--max-new-tokens"]);
+    refuses(&dir.0, &["generate", "model", "--max-new-tokens=-5"], &["--max-new-tokens"]);
 }

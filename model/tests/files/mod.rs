@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use serde_json::{Value, json};
 use v3_model::Config;
 use v3_model::checkpoint::{CheckpointWriter, Dtype, WriteSpec};
+use v3_model::config::TensorSpec;
 
 /// A fresh directory, removed when dropped.
 pub struct Dir(pub PathBuf);
@@ -70,6 +71,11 @@ pub fn values(name: &str, len: usize) -> Vec<f32> {
     (0..len).map(|_| next() * 0.25).collect()
 }
 
+/// Whose values a tensor has: its own, or those of what it is a copy of.
+pub fn source(tensor: &TensorSpec) -> &str {
+    tensor.copy_of.unwrap_or(&tensor.name)
+}
+
 /// Writes a checkpoint of `config` in f32 (or bf16), in shards of at most `max_shard` bytes.
 pub fn write_checkpoint(dir: &Path, config: &Config, dtype: Dtype, max_shard: u64) {
     let tensors = config.tensors();
@@ -77,7 +83,7 @@ pub fn write_checkpoint(dir: &Path, config: &Config, dtype: Dtype, max_shard: u6
         tensors.iter().map(|t| WriteSpec { name: t.name.clone(), dtype, shape: t.shape.clone() }).collect();
     let mut writer = CheckpointWriter::create(dir, &specs, max_shard).unwrap();
     for t in &tensors {
-        writer.write_f32(&t.name, &values(&t.name, t.len())).unwrap();
+        writer.write_f32(&t.name, &values(source(t), t.len())).unwrap();
     }
     writer.write_config(config).unwrap();
     writer.finish().unwrap();
