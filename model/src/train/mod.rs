@@ -160,7 +160,8 @@ impl Job {
                 return Err(Error::option("--steps", format!("more than the {} done", resume.state.step), s.steps));
             }
         }
-        Ok(Self { options, config, data, schedule, grid, layouts, resume, out, recipe: Recipe::default() })
+        let recipe = Recipe::for_steps(options.stored.steps);
+        Ok(Self { options, config, data, schedule, grid, layouts, resume, out, recipe })
     }
 
     /// The micro-batches of step `step`, from 1.
