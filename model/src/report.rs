@@ -24,8 +24,20 @@ pub struct Plot<'a> {
     pub x_label: &'a str,
     /// What y is.
     pub y_label: &'a str,
-    /// Whether y is drawn on a logarithmic axis; every value must then be positive.
+    /// Whether y is drawn on a logarithmic axis, as long as the values span enough of it ([`LOG_SPAN`]); those that are not
+    /// positive are then left out.
     pub log_y: bool,
+}
+
+/// Ratio of the largest to the smallest value below which a linear axis is easier to read than a logarithmic one.
+pub const LOG_SPAN: f64 = 20.0;
+
+/// A number on an axis: four digits that count, without zeros that say nothing.
+fn label(value: f64) -> String {
+    let magnitude = value.abs().log10().floor();
+    let decimals = if magnitude.is_finite() { (3.0 - magnitude).clamp(0.0, 12.0) as usize } else { 0 };
+    let text = format!("{value:.decimals$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
 /// Colours that stay apart for colour-blind readers and on paper (Okabe and Ito).
@@ -54,9 +66,8 @@ impl Plot<'_> {
         {
             let area = SVGBackend::with_string(&mut svg, (960, 540)).into_drawing_area();
             let drawn = area.fill(&WHITE).and_then(|()| {
-                if self.log_y {
-                    let (y0, y1) = if points().next().is_none() { (0.1, 1.0) } else { (y0 / 1.05, y1 * 1.05) };
-                    self.draw(&area, series, x0..x1, (y0..y1).log_scale(), &drawable)
+                if self.log_y && y0 > 0.0 && y1 / y0 >= LOG_SPAN {
+                    self.draw(&area, series, x0..x1, (y0 / 1.05..y1 * 1.05).log_scale(), &drawable)
                 } else {
                     let margin = if y1 > y0 { (y1 - y0) * 0.05 } else { 0.5 };
                     self.draw(&area, series, x0..x1, y0 - margin..y1 + margin, &drawable)
@@ -95,7 +106,8 @@ impl Plot<'_> {
             .bold_line_style(RGBColor(220, 220, 220))
             .x_labels(10)
             .y_labels(10)
-            .y_label_formatter(&|y| format!("{y:.3}"))
+            .x_label_formatter(&|x| label(*x))
+            .y_label_formatter(&|y| label(*y))
             .draw()?;
         for (line, colour) in series.iter().zip(COLOURS.iter().cycle()) {
             let points = line.points.iter().copied().filter(drawable);
@@ -114,7 +126,7 @@ impl Plot<'_> {
     }
 }
 
-/// The curve of a training run: loss over steps, on a logarithmic axis where every value is positive.
+/// The curve of a training run: loss over steps, on a logarithmic axis where the values are positive and span much of it.
 pub fn loss_svg(series: &[Series<'_>]) -> Result<String> {
     let positive = series.iter().all(|s| s.points.iter().all(|p| !p.1.is_finite() || p.1 > 0.0));
     Plot { title: "Training loss", x_label: "step", y_label: "loss (nats per token)", log_y: positive }.svg(series)
@@ -319,6 +331,28 @@ mod tests {
         }
         let svg = loss_svg(&[Series { name: "loss", points: &[] }]).unwrap();
         assert!(svg.contains("</svg>"));
+    }
+
+    #[test]
+    fn labels_have_the_digits_that_count() {
+        for (value, text) in [(0.0, "0"), (100.0, "100"), (5.45, "5.45"), (0.0001, "0.0001"), (12345.0, "12345"), (-2.0, "-2")] {
+            assert_eq!(label(value), text);
+        }
+    }
+
+    #[test]
+    fn both_axes_have_labels() {
+        let falling =
+            |ratio: f64| -> Vec<(f64, f64)> { (0..=100).map(|i| (i as f64, 5.5 * ratio.powf(-i as f64 / 100.0))).collect() };
+        for ratio in [1.01, 2.5, 19.0, 21.0, 300.0, 1e6] {
+            let svg = loss_svg(&[Series { name: "loss", points: &falling(ratio) }]).unwrap();
+            let numbers: Vec<f64> = svg.lines().filter_map(|line| line.trim().parse().ok()).collect();
+            // Steps are whole and up to 100; what is left are losses, and step 0.
+            let (steps, losses): (Vec<f64>, Vec<f64>) = numbers.iter().partition(|n| **n >= 10.0);
+            assert!(steps.contains(&20.0) && steps.contains(&100.0), "{ratio}: {numbers:?}");
+            assert!(losses.len() >= 3, "{ratio}: {numbers:?}");
+            assert_eq!(losses.iter().filter(|n| **n == 0.0).count(), 1, "{ratio}: {numbers:?}");
+        }
     }
 
     #[test]
