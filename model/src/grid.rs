@@ -57,7 +57,7 @@ impl Grid {
                 format!("{stages} stages on {} ranks", schedule.ranks()),
             ));
         }
-        if expert == 0 || config.n_routed_experts % expert != 0 {
+        if expert == 0 || !config.n_routed_experts.is_multiple_of(expert) {
             return Err(Error::option("--expert-parallel", format!("a divisor of {} experts", config.n_routed_experts), expert));
         }
         let stages_of = (0..schedule.ranks())

@@ -150,15 +150,11 @@ impl Job {
             options.stored.data = Some(std::fs::canonicalize(path).map_err(Error::io("read", path))?);
         }
         let s = &options.stored;
-        let schedule = Schedule::new(options.kind, s.pipeline, s.micro_batches).map_err(|e| {
-            Error::option("--schedule", format!("a plan for {} ranks and {} micro-batches", s.pipeline, s.micro_batches), e)
-        })?;
+        let schedule = crate::schedule_cmd::plan(options.kind, "--pipeline", s.pipeline, s.micro_batches)?;
         let grid = Grid::new(&config, &schedule, s.expert_parallel, config.num_nextn_predict_layers)?;
         let layouts = grid.layouts(&config, options.precision)?;
-        if let Some(resume) = &resume {
-            if resume.state.step >= s.steps {
-                return Err(Error::option("--steps", format!("more than the {} done", resume.state.step), s.steps));
-            }
+        if let Some(done) = resume.as_ref().map(|r| r.state.step).filter(|done| *done >= s.steps) {
+            return Err(Error::option("--steps", format!("more than the {done} done"), s.steps));
         }
         let recipe = Recipe::for_steps(options.stored.steps);
         Ok(Self { options, config, data, schedule, grid, layouts, resume, out, recipe })

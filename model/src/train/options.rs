@@ -19,41 +19,41 @@ pub struct TrainArgs {
     /// A DeepSeek-V3 config.json. Default: a small model that trains in minutes on two cores
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Steps of the whole run [default: 300]
-    #[arg(long, value_name = "N")]
+    /// Steps of the whole run [default: 400]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub steps: Option<u64>,
     /// Tokens of a sequence [default: 128]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub seq_len: Option<usize>,
     /// Sequences of a micro-batch, over all expert-parallel ranks [default: 8]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub micro_batch: Option<usize>,
     /// Micro-batches of a step [default: 4, or what the schedule needs]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub micro_batches: Option<usize>,
     /// Peak learning rate [default: 0.003]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     pub lr: Option<f64>,
     /// Seed of initial weights and of the order of the data [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub seed: Option<u64>,
     /// Precision of the linear layers: f32, bf16 or fp8 [default: f32]
     #[arg(long, value_name = "NAME")]
     pub precision: Option<String>,
     /// Pipeline ranks [default: 2]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub pipeline: Option<usize>,
     /// Expert-parallel ranks of each pipeline rank [default: 2]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub expert_parallel: Option<usize>,
     /// Ranks on one node; messages between nodes count as slow [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub ranks_per_node: Option<usize>,
     /// gpipe, 1f1b, zb-h1, zb-v, dualpipe or dualpipev [default: dualpipe, or 1f1b on one pipeline rank]
     #[arg(long, value_name = "NAME")]
     pub schedule: Option<String>,
     /// Threads of all ranks together [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<usize>,
     /// Train without the moving average of the weights
     #[arg(long)]
@@ -71,7 +71,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "config"])]
     pub resume: Option<PathBuf>,
     /// Steps between checkpoints; the last step always makes one [default: 100]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub save_every: Option<u64>,
 }
 
@@ -158,7 +158,7 @@ impl TrainOptions {
             Some(n) => positive("--ranks-per-node", n)?,
             None => stored.map_or(0, |s| s.ranks_per_node),
         };
-        let steps = args.steps.or(stored.map(|s| s.steps)).unwrap_or(300);
+        let steps = args.steps.or(stored.map(|s| s.steps)).unwrap_or(400);
         let stored = Stored {
             data: args.data.clone().or(stored.and_then(|s| s.data.clone())),
             steps: positive("--steps", usize::try_from(steps).unwrap_or(usize::MAX))? as u64,

@@ -53,7 +53,7 @@ fn pieces(layouts: &[Arc<ParamLayout>], param: &Param) -> Vec<(usize, std::ops::
 }
 
 /// Where a rank's moments or averages of a parameter are: which shard, and where in it.
-fn locate<'a>(shards: &'a [Shard], param: &Param, range: &std::ops::Range<usize>) -> Option<(usize, std::ops::Range<usize>)> {
+fn locate(shards: &[Shard], param: &Param, range: &std::ops::Range<usize>) -> Option<(usize, std::ops::Range<usize>)> {
     let start = param.offset + range.start;
     let index = shards.iter().position(|s| s.own.contains(&start))?;
     let local = start - shards[index].own.start;
