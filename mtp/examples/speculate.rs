@@ -1,7 +1,7 @@
 //! Speculative decoding of a toy target: the same law as plain decoding, in fewer passes of the target.
 //!
 //! The target draws the next token from a row of a table that the last token chooses; the drafter knows the table only
-//! roughly. Run with `cargo run --release -p mtp --example one`.
+//! roughly. Run with `cargo run --release -p mtp --example speculate`.
 
 use mtp::{AcceptanceStats, Draft, RequestRng, Sampler, Uniform, sample, verify_sampled};
 

@@ -2,7 +2,7 @@
 //! plan:
 //!
 //! ```sh
-//! cargo run --release -p dualpipe --example one -- timeline.svg trace.json
+//! cargo run --release -p dualpipe --example pipeline -- timeline.svg trace.json
 //! ```
 //!
 //! Without arguments it only prints.
