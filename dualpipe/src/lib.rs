@@ -97,4 +97,6 @@ pub use svg::{Panel, svg, svg_measured_above_simulated};
 pub use text::MIN_WIDTH;
 pub use timeline::{MeasuredCosts, Span, TimeUnit, Timeline};
 pub use trace::chrome_trace;
+/// The process groups that [`execute`] runs over.
+pub use v3_ranks as ranks;
 pub use validate::validate;

@@ -478,5 +478,6 @@ fn several_threads_may_read_while_one_submits() {
             ema.submit(step, &[vec![step as f32; 1000].as_slice()]).unwrap();
         }
     });
+    ema.flush().unwrap();
     assert_eq!(ema.progress(), (100, Some(100)));
 }

@@ -101,3 +101,4 @@ pub use operand::{Operand, Output};
 pub use packed::Packed;
 pub use precision::Precision;
 pub use scaled::{BLOCK, Block, BlockScaled, BlockScaledRef, E4M3_MAX, Scale, ScalePolicy};
+pub use v3_numerics::{MatMut, MatRef};

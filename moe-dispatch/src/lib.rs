@@ -93,3 +93,5 @@ pub use error::{Error, Result};
 pub use layout::{Layout, ReplicaChoice};
 pub use plan::{Plan, PlanOptions, Traffic};
 pub use router::Routing;
+/// The process groups that [`Plan`] exchanges rows over.
+pub use v3_ranks as ranks;
