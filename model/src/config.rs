@@ -123,6 +123,8 @@ pub struct Config {
 const MAX_SIZE: usize = 1 << 24;
 const MAX_LAYERS: usize = 10_000;
 const MAX_EXPERTS: usize = 1 << 16;
+/// Largest number of expert tensors; the published models have 45 thousand.
+const MAX_EXPERT_TENSORS: usize = 1 << 20;
 /// Largest number of elements of one tensor.
 const MAX_ELEMENTS: u128 = 1 << 40;
 
@@ -258,12 +260,19 @@ impl Config {
             if !(value.is_finite() && value > 0.0) {
                 return Err(Error::config(field, "a positive number", value));
             }
+            if !(value as f32 > 0.0 && (value as f32).is_finite()) {
+                return Err(Error::config(field, "a number that f32 can hold", format!("{value:e}")));
+            }
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
             return Err(Error::config("rope_theta", "a number above 1", self.rope_theta));
         }
         if let Some(yarn) = &self.yarn {
             yarn.validate()?;
+            if !(self.softmax_scale() > 0.0 && self.softmax_scale().is_finite()) {
+                let expected = "a number that gives a finite softmax scale";
+                return Err(Error::config("rope_scaling.mscale_all_dim", expected, yarn.mscale_all_dim));
+            }
         }
         self.validate_experts()?;
         self.validate_elements()
@@ -288,6 +297,11 @@ impl Config {
             return Ok(());
         }
         let (experts, groups) = (self.n_routed_experts, self.n_group);
+        let layers = self.num_hidden_layers + self.num_nextn_predict_layers;
+        if 3 * experts * layers > MAX_EXPERT_TENSORS {
+            let expected = format!("at most {} in each of {layers} layers", MAX_EXPERT_TENSORS / 3 / layers);
+            return Err(Error::config("n_routed_experts", expected, experts));
+        }
         if self.first_k_dense_replace > self.num_hidden_layers {
             return Err(Error::config(
                 "first_k_dense_replace",

@@ -25,7 +25,7 @@ pub enum Storage {
     F32,
     /// bf16, the router's bias in f32.
     Bf16,
-    /// Linear weights in E4M3 with 128x128 scales, the rest as [`Storage::Bf16`].
+    /// Linear weights in E4M3 with 128x128 scales, the rest as with bf16.
     Fp8,
 }
 

@@ -111,7 +111,11 @@ impl Error {
 
     /// An [`Error::Option`].
     pub fn option(option: impl Display, expected: impl Display, found: impl Display) -> Error {
-        Error::Option { option: option.to_string(), expected: expected.to_string(), found: found.to_string() }
+        let found = match found.to_string() {
+            empty if empty.is_empty() => "nothing".into(),
+            found => found,
+        };
+        Error::Option { option: option.to_string(), expected: expected.to_string(), found }
     }
 
     /// An [`Error::Piece`]; made for `map_err(Error::piece("mla-kernels"))`.

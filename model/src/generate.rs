@@ -245,13 +245,13 @@ impl Generator {
         options: &GenerateOptions,
         mut emit: impl FnMut(u32) -> Result<bool>,
     ) -> Result<Generated> {
-        let (vocab, width) = (self.model.config.vocab_size, self.model.config.hidden_size);
-        let limit = self.model.config.max_position_embeddings;
+        let config = &self.model.config;
+        let (vocab, width, limit) = (config.vocab_size, config.hidden_size, config.max_position_embeddings);
         if prompt.is_empty() {
             return Err(Error::option("--prompt", "at least one token", "none"));
         }
         crate::text::check_ids("--ids", prompt, vocab)?;
-        if prompt.len() + options.max_new_tokens > limit {
+        if prompt.len().saturating_add(options.max_new_tokens) > limit {
             let expected = format!("at most max_position_embeddings = {limit} tokens with the prompt's {}", prompt.len());
             return Err(Error::option("--max-new-tokens", expected, options.max_new_tokens));
         }
@@ -260,6 +260,12 @@ impl Generator {
             return Ok(out);
         }
         let depth = if options.speculate { self.modules.len() } else { 0 };
+        let per_token = (self.layers.len() + self.modules.len()) * (config.kv_lora_rank + config.qk_rope_head_dim) * 2;
+        let tokens = prompt.len() + options.max_new_tokens;
+        if let Some((memory, need)) = crate::memory::exceeded(tokens as u128 * per_token as u128) {
+            let expected = format!("as many as have room in {memory} of memory");
+            return Err(Error::option("--max-new-tokens", expected, format!("{}, which need {need}", options.max_new_tokens)));
+        }
         let mut session = self.session(prompt.len() + options.max_new_tokens + depth)?;
         out.cache_bytes = session.main.iter().chain(&session.modules[..depth]).map(|c| c.cache.bytes()).sum();
         let mut rng = RequestRng::new(options.seed, 0);

@@ -54,6 +54,7 @@ pub mod generate;
 pub mod grid;
 pub mod inspect;
 pub mod layers;
+pub mod memory;
 pub mod order2;
 pub mod params;
 mod pieces;
@@ -66,3 +67,8 @@ pub mod train;
 
 pub use config::Config;
 pub use error::{Error, Result};
+
+/// The examples of the README, compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -4,12 +4,13 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use fp8_gemm::Precision;
 use mtp::Sampler;
 use v3_model::generate::{GenerateOptions, Generator};
 use v3_model::layers::linear::Packing;
-use v3_model::text::{Dataset, Tokenizer, parse_ids};
+use v3_model::text::{Dataset, Tokenizer, check_ids, parse_ids};
 use v3_model::train::{Job, TrainArgs, finish};
 use v3_model::{Error, Result, convert, inspect, place_cmd, schedule_cmd};
 
@@ -49,11 +50,11 @@ struct GenerateArgs {
     #[arg(long, value_name = "TEXT", conflicts_with = "ids")]
     prompt: Option<String>,
     /// Token ids to continue, comma-separated; the new ids are printed on one line
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     ids: Option<String>,
-    /// Tokens to add
-    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 128)]
-    max_new_tokens: usize,
+    /// Tokens to add [default: 128, or fewer where the model's positions end]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    max_new_tokens: Option<usize>,
     /// 0 for the most likely token each time
     #[arg(long, value_name = "T", allow_negative_numbers = true, default_value_t = 1.0)]
     temperature: f32,
@@ -123,17 +124,32 @@ fn train(args: &TrainArgs) -> Result<()> {
 }
 
 fn generate(args: &GenerateArgs) -> Result<()> {
-    let bad = |e: mtp::Error| Error::option("sampling options", "values in range", e);
-    let sampler = Sampler::new(args.temperature, args.top_k, args.top_p).map_err(bad)?;
+    if !(args.temperature.is_finite() && args.temperature >= 0.0) {
+        return Err(Error::option("--temperature", "a finite number, 0 or more", args.temperature));
+    }
+    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
+        return Err(Error::option("--top-p", "a number above 0, at most 1", args.top_p));
+    }
+    let sampler = Sampler::new(args.temperature, args.top_k, args.top_p).map_err(Error::piece("mtp"))?;
     let generator = Generator::load(&args.checkpoint, precision(&args.precision)?)?;
     let tokenizer = Tokenizer::open(&args.checkpoint)?;
     let config = &generator.model().config;
-    let options =
-        GenerateOptions { max_new_tokens: args.max_new_tokens, sampler, seed: args.seed, speculate: !args.no_speculate };
+    let options = |option: &str, prompt: &[u32]| -> Result<GenerateOptions> {
+        let limit = config.max_position_embeddings;
+        if prompt.is_empty() {
+            return Err(Error::option(option, "at least one token", "none"));
+        }
+        if prompt.len() > limit {
+            return Err(Error::option(option, format!("at most max_position_embeddings = {limit} tokens"), prompt.len()));
+        }
+        check_ids(option, prompt, config.vocab_size)?;
+        let max_new_tokens = args.max_new_tokens.unwrap_or(128.min(limit - prompt.len()));
+        Ok(GenerateOptions { max_new_tokens, sampler, seed: args.seed, speculate: !args.no_speculate })
+    };
     let generated = match (&args.ids, &args.prompt) {
         (Some(ids), _) => {
             let ids = parse_ids("--ids", ids, config.vocab_size)?;
-            let generated = generator.generate(&ids, &options, |_| Ok(true))?;
+            let generated = generator.generate(&ids, &options("--ids", &ids)?, |_| Ok(true))?;
             let line: Vec<String> = generated.tokens.iter().map(u32::to_string).collect();
             schedule_cmd::print(&(line.join(",") + "\n"))?;
             generated
@@ -144,7 +160,7 @@ fn generate(args: &GenerateArgs) -> Result<()> {
             // Bytes have no token that ends a text.
             let eos = if matches!(tokenizer, Tokenizer::Bytes) { Vec::new() } else { config.eos_token_ids() };
             let mut stream = tokenizer.stream();
-            let generated = generator.generate(&ids, &options, |token| {
+            let generated = generator.generate(&ids, &options("--prompt", &ids)?, |token| {
                 if eos.contains(&token) {
                     return Ok(false);
                 }
@@ -220,24 +236,55 @@ fn keep_freed_memory() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn keep_freed_memory() {}
 
+/// What is wrong with the command line, in one sentence.
+fn usage_error(error: &clap::Error) -> String {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(list)) => Some(list.join(", ")),
+        _ => None,
+    };
+    // An argument is called `--steps <N>` or `<OUT>`.
+    let argument = context(ContextKind::InvalidArg).map(|arg| {
+        let name = arg.split(' ').next().unwrap_or(&arg);
+        name.trim_matches(['<', '>', '.', '[', ']']).to_owned()
+    });
+    if let (Some(option), Some(found)) = (argument, context(ContextKind::InvalidValue)) {
+        let source = std::error::Error::source(error);
+        let expected = match (error.kind(), source) {
+            (ErrorKind::InvalidValue, _) => context(ContextKind::ValidValue).map(|v| format!("one of {v}")),
+            (ErrorKind::ValueValidation, Some(e)) => match e.downcast_ref::<std::num::ParseIntError>().map(|e| e.kind()) {
+                Some(std::num::IntErrorKind::PosOverflow) => Some("a whole number below 2^64".into()),
+                Some(_) => Some("a whole number, 0 or more".into()),
+                None if e.is::<std::num::ParseFloatError>() => Some("a number".into()),
+                None => return format!("{option}: {e}"),
+            },
+            _ => None,
+        };
+        if let Some(expected) = expected.filter(|_| !found.is_empty() || error.kind() == ErrorKind::ValueValidation) {
+            return Error::option(option, expected, found).one_line();
+        }
+    }
+    // The first paragraph is the sentence; the rest repeats the usage.
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or(&text).split_whitespace().collect::<Vec<_>>().join(" ");
+    first.strip_prefix("error: ").unwrap_or(&first).to_owned()
+}
+
+/// Ends with the status of a refusal, after one sentence on stderr. That stderr may be closed or full changes nothing.
+fn refuse(sentence: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: {sentence}");
+    ExitCode::from(2)
+}
+
 fn main() -> ExitCode {
     keep_freed_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if !e.use_stderr() => e.exit(),
-        Err(e) => {
-            // The first paragraph is the sentence; the rest repeats the usage.
-            let text = e.to_string();
-            let first = text.split("\n\n").next().unwrap_or(&text).replace('\n', " ");
-            eprintln!("{}", first.split_whitespace().collect::<Vec<_>>().join(" "));
-            return ExitCode::from(2);
-        }
+        Err(e) => return refuse(&usage_error(&e)),
     };
     match run(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {}", e.one_line());
-            ExitCode::from(2)
-        }
+        Err(e) => refuse(&e.one_line()),
     }
 }

@@ -21,5 +21,10 @@ from_piece! {
     mtp::Error => "mtp",
     v3_numerics::Error => "v3-numerics",
     v3_ranks::Error => "v3-ranks",
-    v3_ranks::RanksError => "v3-ranks",
+}
+
+impl From<v3_ranks::RanksError> for Error {
+    fn from(error: v3_ranks::RanksError) -> Self {
+        Error::Piece { piece: "training", message: format!("rank {}: {}", error.rank, error.message) }
+    }
 }

@@ -34,7 +34,8 @@ impl Tokenizer {
         match self {
             Tokenizer::Bytes => Ok(text.bytes().map(u32::from).collect()),
             Tokenizer::File(tokenizer) => {
-                let encoding = tokenizer.encode_fast(text, true).map_err(Error::piece("tokenizers"))?;
+                let refused = |e| Error::file(TOKENIZER_FILE, "a tokenizer that can encode the text", e);
+                let encoding = tokenizer.encode_fast(text, true).map_err(refused)?;
                 Ok(encoding.get_ids().to_vec())
             }
         }

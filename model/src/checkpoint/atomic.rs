@@ -126,7 +126,7 @@ impl StagedDir {
         let path = partial_path(&parent, &name);
         live().insert(path.clone());
         let staged = StagedDir { parent, name, path, committed: false };
-        fs::create_dir(&staged.path).map_err(Error::io("create", &staged.path))?;
+        fs::create_dir(&staged.path).map_err(Error::io("create", target))?;
         Ok(staged)
     }
 

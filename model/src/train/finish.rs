@@ -16,6 +16,9 @@ use crate::order2::Order2;
 use crate::report::{self, Figure, Series, Table};
 use crate::text::Tokenizer;
 
+/// Name of the report, the last file that a run writes.
+pub const REPORT: &str = "report.html";
+
 /// Bytes of the held-out text that the sample continues, and tokens it adds.
 const PROMPT: usize = 64;
 const SAMPLE: usize = 160;
@@ -45,7 +48,7 @@ pub fn finish(job: &Job, outcome: &RunOutcome) -> Result<String> {
         figures.push(Figure { title: "Pipeline", svg, caption });
     }
     let samples: Vec<(&str, &str)> = samples.iter().map(|(t, s)| (*t, s.as_str())).collect();
-    write(out, "report.html", &report::html_page("Training run", &table, &figures, &samples))?;
+    write(out, REPORT, &report::html_page("Training run", &table, &figures, &samples))?;
     Ok(table.to_text())
 }
 
@@ -95,7 +98,7 @@ fn summarise(job: &Job, outcome: &RunOutcome) -> Result<(Table, Samples)> {
     table.row("steps, tokens", format!("{}, {}", outcome.last_step, outcome.tokens));
     let speed = outcome.tokens as f64 / outcome.train_seconds.max(1e-9);
     table.row("tokens/s", format!("{speed:.0} ({}, {} threads, cpu)", job.options.precision, job.options.threads));
-    if job.config.n_routed_experts > 0 {
+    if job.config.n_routed_experts > 0 && outcome.tokens > 0 {
         table.row("largest expert load / mean", format!("{:.2} (mean of the last tenth of the steps)", outcome.late_load));
     }
     if let Some(timeline) = &outcome.timeline {
@@ -110,7 +113,7 @@ fn summarise(job: &Job, outcome: &RunOutcome) -> Result<(Table, Samples)> {
                 format!("{:.1} ms, {:.1} ms ({change:+.1} %)", c.with * 1e3, c.without * 1e3),
             );
         }
-        None => drop(table.row("average", "not kept")),
+        None => drop(table.row("average", if s.ema { "not measured" } else { "not kept" })),
     }
 
     table.heading("Memory per rank: weights f32 + packed, gradients, moments,");
@@ -158,8 +161,9 @@ fn memory_row(m: &RankMemory) -> String {
 
 fn sample_rows(job: &Job, table: &mut Table) -> Result<Samples> {
     let generator = Generator::load(&job.out.join("checkpoint"), Precision::F32)?;
-    let prompt = job.data.held_out.slice(0..PROMPT.min(job.data.held_out.len()));
-    let room = job.config.max_position_embeddings.saturating_sub(prompt.len());
+    let limit = job.config.max_position_embeddings;
+    let prompt = job.data.held_out.slice(0..PROMPT.min(limit.div_ceil(2)).min(job.data.held_out.len()));
+    let room = limit.saturating_sub(prompt.len());
     let run = |speculate: bool| -> Result<Generated> {
         let sampler = Sampler::new(0.0, 0, 1.0)?;
         let options = GenerateOptions { max_new_tokens: SAMPLE.min(room), sampler, seed: 0, speculate };

@@ -76,6 +76,11 @@ pub fn prepare_folder(out: &Path, resumed_step: Option<u64>) -> Result<()> {
             }
         }
         Some(step) => {
+            // What an earlier part of the run reported no longer holds.
+            let report = out.join(super::finish::REPORT);
+            if report.exists() {
+                std::fs::remove_file(&report).map_err(Error::io("remove", &report))?;
+            }
             let text = std::fs::read_to_string(&path).unwrap_or_default();
             let kept = |line: &&str| serde_json::from_str::<StepMetrics>(line).is_ok_and(|m| m.step <= step);
             let text: String = text.lines().filter(kept).flat_map(|line| [line, "\n"]).collect();
@@ -83,6 +88,15 @@ pub fn prepare_folder(out: &Path, resumed_step: Option<u64>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes the folder of a run that ended before its first step. What it holds by then is an empty metrics.jsonl at most.
+pub fn remove_unused_folder(out: &Path) {
+    let path = out.join(METRICS);
+    if std::fs::metadata(&path).is_ok_and(|m| m.len() == 0) {
+        let _ = std::fs::remove_file(path);
+    }
+    let _ = std::fs::remove_dir(out);
 }
 
 /// The progress bar and the open metrics.jsonl.

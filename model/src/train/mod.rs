@@ -151,10 +151,22 @@ impl Job {
         }
         let s = &options.stored;
         let schedule = crate::schedule_cmd::plan(options.kind, "--pipeline", s.pipeline, s.micro_batches)?;
+        check_memory(&config, s)?;
         let grid = Grid::new(&config, &schedule, s.expert_parallel, config.num_nextn_predict_layers)?;
+        if grid.size() > options::MAX_THREADS {
+            let expected = format!("at most {} ranks in all", options::MAX_THREADS);
+            let found = format!("{} of each of {} pipeline ranks", s.expert_parallel, s.pipeline);
+            return Err(Error::option("--expert-parallel", expected, found));
+        }
         let layouts = grid.layouts(&config, options.precision)?;
-        if let Some(done) = resume.as_ref().map(|r| r.state.step).filter(|done| *done >= s.steps) {
-            return Err(Error::option("--steps", format!("more than the {done} done"), s.steps));
+        if let Some(resume) = &resume {
+            resume.check(&config, s.ema && resume.state.options.ema)?;
+            let done = resume.state.step;
+            // A run that was killed after its last step still wants its report.
+            let whole = done == s.steps && out.join(finish::REPORT).exists();
+            if done > s.steps || whole {
+                return Err(Error::option("--steps", format!("more than the {done} done"), s.steps));
+            }
         }
         let recipe = Recipe::for_steps(options.stored.steps);
         Ok(Self { options, config, data, schedule, grid, layouts, resume, out, recipe })
@@ -179,17 +191,22 @@ impl Job {
     /// Runs all steps on all ranks.
     pub fn run(&self) -> Result<RunOutcome> {
         let size = self.grid.size();
+        let fresh = !self.out.exists();
         metrics::prepare_folder(&self.out, self.resume.as_ref().map(|r| r.state.step))?;
         let per_node = self.options.stored.ranks_per_node;
         let world = WorldConfig::new(size).ranks_per_node(if per_node == 0 { size } else { per_node });
         // The threads are a total: with fewer than ranks, that many ranks run at a time; with more, ranks share the rest.
         let world = world.compute_slots(self.options.threads.min(size));
-        let mut outcomes = run_threads(world, |world| {
+        let outcomes = run_threads(world, |world| {
             let rank = world.rank();
             let threads = (self.options.threads / size + usize::from(rank < self.options.threads % size)).max(1);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(Error::piece("rayon"))?;
             pool.install(|| self.run_rank(world))
-        })?;
+        });
+        if outcomes.is_err() && fresh {
+            metrics::remove_unused_folder(&self.out);
+        }
+        let mut outcomes = outcomes?;
         let memory = outcomes.iter().map(|o| o.memory[0]).collect();
         let mut first = outcomes.swap_remove(0);
         first.memory = memory;
@@ -278,6 +295,15 @@ impl Job {
                 outcome.saved_step = Some(step);
             }
         }
+        if let (Some(_), true) = (&ema, first > stop) {
+            // Nothing was left to do but what follows the last step's checkpoint.
+            self.save_average(&trainer, ema.as_ref())?;
+        }
+        if first > stop {
+            // The last step once more, without an update of the weights, to be drawn.
+            let (_, spans, _) = trainer.step(first, 0.0, &self.micro_batches(&batches, stop))?;
+            outcome.timeline = Some(trainer.timeline(&spans)?);
+        }
         outcome.late_load = late_loads.iter().sum::<f64>() / late_loads.len().max(1) as f64;
         if let Some(console) = console {
             console.finish();
@@ -291,7 +317,7 @@ impl Job {
             activations: model.peak,
             ema: ema.as_ref().map(Ema::stats).map_or(0, |s| s.average_bytes + s.staging_bytes),
         }];
-        if let (Some(ema), None, None) = (&ema, outcome.diverged, self.options.stop_after) {
+        if let (Some(ema), None, None, true) = (&ema, outcome.diverged, self.options.stop_after, outcome.tokens > 0) {
             outcome.ema_cost = Some(self.ema_cost(&mut trainer, ema, outcome.train_seconds)?);
         }
         Ok(outcome)
@@ -328,27 +354,27 @@ impl Job {
     }
 
     fn save(&self, trainer: &RankTrainer, ema: Option<&Ema>, step: u64) -> Result<()> {
-        let (averages, updates) = match ema {
-            Some(ema) => {
-                let averages = ema.averaged()?;
-                (Some(averages), ema.progress().0)
-            }
-            None => (None, 0),
-        };
-        let saver = Saver {
+        let averages = ema.map(Ema::averaged).transpose()?;
+        let ema_updates = ema.map_or(0, |ema| ema.progress().0);
+        let state = TrainingState { format: 1, step, ema_updates, options: self.options.stored.clone() };
+        self.saver(trainer, averages.as_deref()).save(&self.out.join("checkpoint"), Some(&state), false)?;
+        self.save_average(trainer, ema)
+    }
+
+    fn save_average(&self, trainer: &RankTrainer, ema: Option<&Ema>) -> Result<()> {
+        let Some(ema) = ema else { return Ok(()) };
+        self.saver(trainer, Some(&ema.averaged()?)).save(&self.out.join("ema"), None, true)
+    }
+
+    fn saver<'a>(&'a self, trainer: &'a RankTrainer, averages: Option<&'a [Vec<f32>]>) -> Saver<'a> {
+        Saver {
             config: &self.config,
             layouts: &self.layouts,
             world: &trainer.world,
             model: &trainer.model,
             shards: &trainer.optimizer.shards,
-            averages: averages.as_deref(),
-        };
-        let state = TrainingState { format: 1, step, ema_updates: updates, options: self.options.stored.clone() };
-        saver.save(&self.out.join("checkpoint"), Some(&state), false)?;
-        if averages.is_some() {
-            saver.save(&self.out.join("ema"), None, true)?;
+            averages,
         }
-        Ok(())
     }
 
     /// Steps with a learning rate of 0, with and without the average in turn; the weights stay as they are.
@@ -376,6 +402,26 @@ impl Job {
         });
         Ok(EmaCost { blocked_share, with, without })
     }
+}
+
+/// Refuses a model or a batch that cannot be trained in this machine's memory, before anything is allocated or written. What is
+/// counted is less than what is needed: of the model, weights (f32 and packed), gradients and moments; of the batch, its tokens on
+/// every rank and the residual stream of one micro-batch.
+fn check_memory(config: &Config, s: &Stored) -> Result<()> {
+    let parameters = u128::from(config.parameter_count());
+    if let Some((memory, need)) = crate::memory::exceeded(parameters * 14) {
+        let expected = format!("a model that can be trained in {memory} of memory");
+        return Err(Error::option("--config", expected, format!("{parameters} parameters, which need {need}")));
+    }
+    let [sequences, batches, tokens] = [s.micro_batch, s.micro_batches, s.seq_len + 1].map(|n| n as u128);
+    let ids = batches.saturating_mul(s.pipeline as u128 * s.expert_parallel as u128 * 4);
+    let layers = config.num_hidden_layers + config.num_nextn_predict_layers;
+    let per_token = ids.saturating_add(4 * config.hidden_size as u128 * layers as u128);
+    if let Some((memory, need)) = crate::memory::exceeded(sequences.saturating_mul(tokens).saturating_mul(per_token)) {
+        let expected = format!("as many sequences as can be trained on in {memory} of memory");
+        return Err(Error::option("--micro-batch", expected, format!("{sequences}, which need {need}")));
+    }
+    Ok(())
 }
 
 fn own_shards(trainer: &RankTrainer) -> Vec<&[f32]> {

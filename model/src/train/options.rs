@@ -129,6 +129,9 @@ pub struct TrainOptions {
     pub stop_after: Option<u64>,
 }
 
+/// Most threads, and most ranks; each rank is a thread.
+pub(super) const MAX_THREADS: usize = 1024;
+
 fn positive(option: &str, value: usize) -> Result<usize> {
     if value == 0 { Err(Error::option(option, "1 or more", 0)) } else { Ok(value) }
 }
@@ -176,13 +179,19 @@ impl TrainOptions {
             schedule,
             ema: !args.no_ema && stored.is_none_or(|s| s.ema),
             mtp: !args.no_mtp && stored.is_none_or(|s| s.mtp),
-            save_every: args.save_every.or(stored.map(|s| s.save_every)).unwrap_or(100).max(1),
+            save_every: match args.save_every.or(stored.map(|s| s.save_every)).unwrap_or(100) {
+                0 => return Err(Error::option("--save-every", "1 or more", 0)),
+                n => n,
+            },
             precision,
             recompute,
         };
         let precision =
             stored.precision.parse().map_err(|_| Error::option("--precision", "f32, bf16 or fp8", &stored.precision))?;
         let threads = positive("--threads", args.threads.unwrap_or(cores))?;
+        if threads > MAX_THREADS {
+            return Err(Error::option("--threads", format!("at most {MAX_THREADS}"), threads));
+        }
         Ok(Self { recompute: stored.recompute.parse()?, stored, precision, kind, threads, stop_after: None })
     }
 

@@ -11,7 +11,7 @@ use v3_ranks::Comm;
 
 use super::optimizer::{Shard, shards_of};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, Dtype, WriteSpec};
-use crate::config::{Config, TensorSpec};
+use crate::config::{Config, TensorKind, TensorSpec};
 use crate::error::{Error, Result};
 use crate::params::{Param, ParamLayout};
 use crate::stage::RankModel;
@@ -223,6 +223,20 @@ impl Resume {
             return Err(Error::file(&path, "format 1", state.format));
         }
         Ok(Self { weights, tensors: Checkpoint::open(&dir.join(STATE_DIR))?, state })
+    }
+
+    /// Checks that everything that a run with this configuration goes on from is there, before anything is written.
+    pub fn check(&self, config: &Config, with_average: bool) -> Result<()> {
+        self.weights.check_all(config)?;
+        for spec in config.tensors() {
+            if spec.copy_of.is_some() || spec.kind == TensorKind::RouterBias {
+                continue;
+            }
+            for kind in &KINDS[..if with_average { 3 } else { 2 }] {
+                self.tensors.check(&format!("{kind}.{}", spec.name), &spec.shape)?;
+            }
+        }
+        Ok(())
     }
 
     /// Fills a rank's moments, and returns its shards of the averages if the run keeps them.
