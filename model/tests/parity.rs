@@ -49,7 +49,8 @@ fn loss_and_gradients() {
         let (dir, expected) = case(name);
         for recompute in ["none", "all"] {
             let recompute: Recompute = recompute.parse().expect("a list");
-            let found = inspect::gradients(&dir, &dir.join("expected.safetensors"), Precision::F32, recompute).expect("gradients");
+            let found =
+                inspect::gradients(&dir, &dir.join("expected.safetensors"), Precision::F32, recompute).expect("gradients");
             let error = (found.loss - tensor(&expected, "loss")[0]).abs();
             assert!(error <= 1e-5, "{name}: loss {error:e}");
             let mut compared = 0;
@@ -69,7 +70,8 @@ fn loss_and_gradients() {
 fn router_choices() {
     for name in CASES {
         let (dir, expected) = case(name);
-        let mut model = inspect::load(&dir, Precision::F32, v3_model::layers::linear::Packing::Inference, false).expect("a model");
+        let mut model =
+            inspect::load(&dir, Precision::F32, v3_model::layers::linear::Packing::Inference, false).expect("a model");
         let (ids, batch, length) = expected.token_ids("input_ids", model.config.vocab_size).expect("ids");
         model.begin_step(vec![v3_model::layers::tail::Chunk {
             sequences: batch,
@@ -89,11 +91,18 @@ fn router_choices() {
             let weights = expected.f32(&format!("router.{layer}.weights"), &shape).expect("weights");
             for token in 0..routing.tokens {
                 let range = token * routing.top_k..(token + 1) * routing.top_k;
-                let mut found: Vec<(i64, f32)> =
-                    routing.indices[range.clone()].iter().map(|&e| i64::from(e)).zip(routing.weights[range.clone()].iter().copied()).collect();
+                let mut found: Vec<(i64, f32)> = routing.indices[range.clone()]
+                    .iter()
+                    .map(|&e| i64::from(e))
+                    .zip(routing.weights[range.clone()].iter().copied())
+                    .collect();
                 found.sort_by_key(|(e, _)| *e);
                 // No token of these cases is within 1e-5 of another choice, so all are compared.
-                assert_eq!(found.iter().map(|f| f.0).collect::<Vec<_>>(), indices[range.clone()], "{name}, layer {layer}, token {token}");
+                assert_eq!(
+                    found.iter().map(|f| f.0).collect::<Vec<_>>(),
+                    indices[range.clone()],
+                    "{name}, layer {layer}, token {token}"
+                );
                 for ((_, a), b) in found.iter().zip(&weights[range]) {
                     assert!((a - b).abs() <= 1e-5, "{name}, layer {layer}, token {token}: weight {a} for {b}");
                 }

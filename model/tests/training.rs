@@ -54,9 +54,17 @@ fn every_schedule_gives_the_losses_and_gradients_of_one_rank() {
     let (expected, gradients) = run_step(&single, 1);
     let scales = scales(&single);
     let batches = first_step(&single).len() as f64;
-    for (schedule, ranks) in
-        [("gpipe", 2), ("gpipe", 4), ("1f1b", 2), ("1f1b", 3), ("zb-h1", 2), ("zb-h1", 4), ("zb-v", 2), ("dualpipe", 2), ("dualpipev", 2)]
-    {
+    for (schedule, ranks) in [
+        ("gpipe", 2),
+        ("gpipe", 4),
+        ("1f1b", 2),
+        ("1f1b", 3),
+        ("zb-h1", 2),
+        ("zb-h1", 4),
+        ("zb-v", 2),
+        ("dualpipe", 2),
+        ("dualpipev", 2),
+    ] {
         let args = TrainArgs { pipeline: Some(ranks), schedule: Some(schedule.into()), ..self::single() };
         let (outcome, found) = run_step(&job(&args, &config, folder("unused")), 1);
         let bits = |losses: &[f64]| losses.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
@@ -67,7 +75,10 @@ fn every_schedule_gives_the_losses_and_gradients_of_one_rank() {
             for (i, (a, b)) in values.iter().zip(&found[name]).enumerate() {
                 let bound = 2.0 * batches * ULP * f64::from(scales.gradients[name][i]);
                 let error = f64::from(a - b).abs();
-                assert!(error <= bound, "{schedule} on {ranks} ranks, {name}[{i}]: {a} and {b}, {error:e} apart, bound {bound:e}");
+                assert!(
+                    error <= bound,
+                    "{schedule} on {ranks} ranks, {name}[{i}]: {a} and {b}, {error:e} apart, bound {bound:e}"
+                );
             }
         }
     }
@@ -133,7 +144,10 @@ fn threads_change_no_bit() {
         for threads in [2, 3] {
             for ((a, weights_a), (b, weights_b)) in one.iter().zip(&run(threads)) {
                 assert_eq!((a.loss.to_bits(), a.grad_norm.to_bits()), (b.loss.to_bits(), b.grad_norm.to_bits()));
-                assert!(weights_a.iter().zip(weights_b).all(|(a, b)| a.to_bits() == b.to_bits()), "{precision}, {threads} threads");
+                assert!(
+                    weights_a.iter().zip(weights_b).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    "{precision}, {threads} threads"
+                );
             }
         }
     }
@@ -152,11 +166,7 @@ fn expert_parallel_ranks_change_no_token_and_gradients_only_by_rounding() {
     let scales = scales(&single);
     let s = &single.options.stored;
     for (ranks, nodes) in [(2, 0), (4, 0), (4, 2), (8, 2)] {
-        let args = TrainArgs {
-            expert_parallel: Some(ranks),
-            ranks_per_node: (nodes > 0).then_some(nodes),
-            ..self::single()
-        };
+        let args = TrainArgs { expert_parallel: Some(ranks), ranks_per_node: (nodes > 0).then_some(nodes), ..self::single() };
         let (outcome, found) = run_step(&job(&args, &config, folder("unused")), 1);
         let bits = |losses: &[f64]| losses.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&outcome.micro_losses), bits(&expected.micro_losses), "{ranks} ranks");
@@ -169,6 +179,21 @@ fn expert_parallel_ranks_change_no_token_and_gradients_only_by_rounding() {
                 let error = f64::from(a - b).abs();
                 assert!(error <= bound, "{ranks} ranks, {name}[{i}]: {a} and {b}, {error:e} apart, bound {bound:e}");
             }
+        }
+    }
+}
+
+#[test]
+fn expert_parallel_ranks_change_no_token_in_low_precision_either() {
+    let config = config();
+    for precision in ["bf16", "fp8"] {
+        let args = TrainArgs { precision: Some(precision.into()), ..single() };
+        let expected = run_step(&job(&args, &config, folder("unused")), 1).0;
+        for ranks in [2, 4] {
+            let args = TrainArgs { expert_parallel: Some(ranks), ranks_per_node: Some(2), ..args.clone() };
+            let found = run_step(&job(&args, &config, folder("unused")), 1).0;
+            let bits = |losses: &[f64]| losses.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&found.micro_losses), bits(&expected.micro_losses), "{precision}, {ranks} ranks");
         }
     }
 }

@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 
-use fp8_gemm::Precision;
-use fp8_gemm::linear::Activation;
+use fp8_gemm::linear::{ACTIVATION_SCALES, Activation};
+use fp8_gemm::quantize::quantize_1x128;
+use fp8_gemm::{Block, BlockScaled, Precision};
+use half::bf16;
 use moe_dispatch::router::{self, Routing};
 use moe_dispatch::{Plan, balance};
-use v3_numerics::gemm;
 use v3_numerics::view::{MatMut, MatRef};
+use v3_numerics::{convert, gemm};
 
 use super::linear::Packing;
 use super::mlp::{self, Mlp};
@@ -142,8 +144,7 @@ impl Moe {
         let (routing, finite) = self.route(env, h)?;
         let (balance, dlogits) = self.balance(env, rows, &routing, finite)?;
         let plan = Plan::new(env.ep, layout, &routing)?;
-        let sent = plan.dispatch(env.ep, h, env.hidden)?;
-        let sent = env.activation(sent, plan.expert_rows(), env.hidden)?;
+        let sent = send_rows(env, &plan, h)?;
         let (out_rows, experts) = self.experts.forward(env, &sent, plan.offsets())?;
         let out = plan.combine(env.ep, &out_rows, env.hidden, true)?;
         v3_numerics::ops::add_assign(y, &out)?;
@@ -215,6 +216,28 @@ impl Moe {
             mlp.backward_weight(env, shared, act, &[0, m], grads)?;
         }
         Ok(())
+    }
+}
+
+/// Sends the normalised rows to their experts in the precision of the linear layers: a row is quantised by itself, so doing it
+/// before the rows travel gives the bits of doing it after, and they take a half or a quarter of the bytes.
+fn send_rows(env: &Env<'_>, plan: &Plan, h: &[f32]) -> Result<Activation> {
+    let (rows, hidden) = (plan.expert_rows(), env.hidden);
+    match env.precision {
+        Precision::F32 => env.activation(plan.dispatch(env.ep, h, hidden)?, rows, hidden),
+        Precision::Bf16 => {
+            let mut narrow = vec![bf16::ZERO; h.len()];
+            convert::f32_to_bf16(h, &mut narrow)?;
+            let mut sent = vec![0.0; rows * hidden];
+            convert::bf16_to_f32(&plan.dispatch(env.ep, &narrow, hidden)?, &mut sent)?;
+            env.activation(sent, rows, hidden)
+        }
+        Precision::Fp8 => {
+            let q = quantize_1x128(MatRef::new(h, h.len() / hidden, hidden)?, ACTIVATION_SCALES);
+            let scales = (q.scales(), hidden.div_ceil(128));
+            let (data, scales) = plan.dispatch_pair(env.ep, (q.data(), hidden), scales)?;
+            Ok(Activation::from_block_scaled(BlockScaled::new(data, scales, rows, hidden, Block::Row128)?)?)
+        }
     }
 }
 
