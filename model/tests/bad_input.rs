@@ -44,7 +44,7 @@ fn refuses(dir: &Path, args: &[&str], mentions: &[&str]) {
 }
 
 /// A directory with a checkpoint `model`, its ids `ids.safetensors`, and a text `text`.
-fn workplace(config: &Config) -> Dir {
+fn scene(config: &Config) -> Dir {
     let dir = Dir::new();
     write_checkpoint(&dir.join("model"), config, Dtype::F32, u64::MAX);
     write_ids(&dir.join("ids.safetensors"), &[5, 6, 7, 8]);
@@ -69,7 +69,7 @@ fn readers() -> Vec<Vec<&'static str>> {
 
 #[test]
 fn the_same_commands_work_on_good_input() {
-    let dir = workplace(&config());
+    let dir = scene(&config());
     for args in readers() {
         let output = v3(&dir.0, &args);
         assert!(output.status.success(), "v3 {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
@@ -80,7 +80,7 @@ fn the_same_commands_work_on_good_input() {
 #[test]
 fn checkpoints_that_are_not_there_or_not_whole() {
     for args in readers() {
-        let dir = workplace(&config());
+        let dir = scene(&config());
         let weights = dir.join("model/model.safetensors");
         let bytes = std::fs::read(&weights).unwrap();
         for cut in [0, 4, 1000, bytes.len() - 1] {
@@ -146,7 +146,7 @@ fn tensors_that_are_missing_or_of_the_wrong_shape_or_type() {
         ),
     ];
     for (new, message) in cases {
-        let dir = workplace(&config());
+        let dir = scene(&config());
         rewrite(&dir.0, name, new);
         for args in readers() {
             refuses(&dir.0, &args, &[&message]);
@@ -156,7 +156,7 @@ fn tensors_that_are_missing_or_of_the_wrong_shape_or_type() {
 
 #[test]
 fn configurations_that_contradict_themselves() {
-    let dir = workplace(&config());
+    let dir = scene(&config());
     let cases: [(&str, Value, &str); 9] = [
         ("num_key_value_heads", json!(2), "num_key_value_heads: expected num_attention_heads = 3"),
         ("n_group", json!(3), "n_group: expected a divisor of n_routed_experts = 8, found 3"),
@@ -182,7 +182,7 @@ fn configurations_that_contradict_themselves() {
 
 #[test]
 fn token_ids_out_of_range() {
-    let dir = workplace(&config());
+    let dir = scene(&config());
     for (list, message) in [
         ("5,97", "--ids: expected token ids from 0 to 96, found 97 at position 1"),
         ("5,x", "--ids: expected token ids separated by commas, found \"x\""),
@@ -212,7 +212,7 @@ fn token_ids_out_of_range() {
 
 #[test]
 fn data_that_is_not_there_or_empty() {
-    let dir = workplace(&config());
+    let dir = scene(&config());
     std::fs::write(dir.join("empty"), "").unwrap();
     for command in [&["eval", "model"][..], &["train", "--steps", "1", "--out", "run"]] {
         let with = |file| [command, &["--data", file]].concat();
@@ -226,7 +226,7 @@ fn data_that_is_not_there_or_empty() {
 
 #[test]
 fn training_that_cannot_be_laid_out() {
-    let dir = workplace(&config());
+    let dir = scene(&config());
     let train = |args: &[&'static str]| [&["train", "--steps", "1", "--out", "run"], args].concat();
     for (args, mentions) in [
         (&["--pipeline", "100", "--schedule", "1f1b"][..], &["--pipeline", "at most 4", "found 100"][..]),
@@ -258,7 +258,7 @@ fn training_that_cannot_be_laid_out() {
 
 #[test]
 fn output_that_cannot_be_written() {
-    let dir = workplace(&config());
+    let dir = scene(&config());
     for command in ["logits", "grad"] {
         refuses(&dir.0, &[command, "model", "--ids", "ids.safetensors", "--out", "text/out"], &["cannot", "text/out"]);
         refuses(&dir.0, &[command, "model", "--ids", "ids.safetensors", "--out", "model"], &["model: expected a file to write"]);
@@ -275,7 +275,7 @@ fn output_that_cannot_be_written() {
 
 #[test]
 fn conversion_placement_and_schedules() {
-    let dir = workplace(&config());
+    let dir = scene(&config());
     refuses(&dir.0, &["convert", "model", "model", "--to", "f32"], &["OUT: expected a directory other than IN"]);
     refuses(&dir.0, &["convert", "model", "text", "--to", "f32"], &["OUT: expected a directory that does not exist"]);
     refuses(&dir.0, &["convert", "model", "out", "--to", "fp4"], &["--to", "fp4", "f32", "bf16", "fp8"]);

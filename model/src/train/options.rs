@@ -19,7 +19,7 @@ pub struct TrainArgs {
     /// A DeepSeek-V3 config.json. Default: a small model that trains in minutes on two cores
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Steps of the whole run [default: 400]
+    /// Steps of the whole run [default: 300]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub steps: Option<u64>,
     /// Tokens of a sequence [default: 128]
@@ -161,7 +161,7 @@ impl TrainOptions {
             Some(n) => positive("--ranks-per-node", n)?,
             None => stored.map_or(0, |s| s.ranks_per_node),
         };
-        let steps = args.steps.or(stored.map(|s| s.steps)).unwrap_or(400);
+        let steps = args.steps.or(stored.map(|s| s.steps)).unwrap_or(300);
         let stored = Stored {
             data: args.data.clone().or(stored.and_then(|s| s.data.clone())),
             steps: positive("--steps", usize::try_from(steps).unwrap_or(usize::MAX))? as u64,
