@@ -64,17 +64,15 @@
 //!
 //! # Measured
 //!
-//! One thread of a 2-core virtual machine with AVX-512, whose f32 multiply-adds reach 240 GFLOP/s when it is quiet; it was not, so
-//! these are the best of many runs by processor time (November 2026). GFLOP/s of [2048, 256] x [256, 256], rounding, quantising, decoding and
-//! re-tiling included:
+//! One thread of a 2-core virtual machine of the Sapphire Rapids class (AVX-512), whose f32 multiply-adds reach 240 GFLOP/s;
+//! 2026-11-23, medians of `cargo xtask bench fp8-gemm`. GFLOP/s, rounding, quantising, decoding and re-tiling of the activations
+//! and gradients included, weights prepared:
 //!
 //! | | f32 | bf16 | fp8 |
 //! |---|---|---|---|
-//! | fprop, input and weight prepared | 195 | 199 | 175 |
-//! | dgrad, weight prepared | 206 | 195 | 183 |
-//! | wgrad | 198 | 168 | 139 |
-//!
-//! 1x128 quantisation of f32: 14.5 GB/s read and written. One token by a [512, 512] weight: 9 us in f32, 8 us in bf16, 37 us in FP8.
+//! | fprop, 2048 x 256 x 256 | 198 | 194 | 186 |
+//! | dgrad, 2048 x 1024 x 1024 | 179 | 181 | 170 |
+//! | wgrad, 2048 x 1024 x 1024 | 180 | 162 | 140 |
 //!
 //! # Threads
 //!

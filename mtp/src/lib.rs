@@ -76,10 +76,10 @@
 //!
 //! # Measured
 //!
-//! One core of a Sapphire Rapids server (f32 multiply-add peak 240 GFLOP/s), November 2026, processor time, of the recomputed
-//! products: 2048 tokens, hidden 256, vocabulary 256: forward 140, backward 160 GFLOP/s. 512 tokens, hidden 1024, vocabulary 8192:
-//! forward 159, backward 142. The product alone reaches 171 to 213 on blocks of this size. `cargo bench -p mtp` measures it
-//! again.
+//! One thread of a 2-core virtual machine of the Sapphire Rapids class (f32 multiply-add peak 240 GFLOP/s), 2026-11-23, medians of
+//! `cargo xtask bench mtp`, GFLOP/s: 2048 tokens, hidden 256, vocabulary 256: forward 151, backward for inputs 186, for weights
+//! 178; 512 tokens, hidden 1024, vocabulary 8192: forward 176, backward for inputs 180, for weights 172. The backwards count
+//! the logits they compute again.
 //!
 //! # Features
 //!

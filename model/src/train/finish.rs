@@ -148,7 +148,10 @@ fn pipeline_rows(job: &Job, timeline: &Timeline, table: &mut Table) {
 }
 
 fn memory_row(m: &RankMemory) -> String {
-    let mb = |bytes: usize| format!("{:.1}", bytes as f64 / 1e6);
+    let mb = |bytes: usize| {
+        let digits = usize::from(bytes < 10_000_000);
+        format!("{:.digits$}", bytes as f64 / 1e6)
+    };
     format!(
         "{}+{}, {}, {}, {} ({}, {}, {}), {} MB",
         mb(m.weights),
