@@ -244,7 +244,7 @@ fn send_rows(env: &Env<'_>, plan: &Plan, h: &[f32]) -> Result<Activation> {
 impl Saved {
     /// Bytes kept.
     pub fn bytes(&self) -> usize {
-        let routing = self.routing.bytes();
+        let routing = self.routing.bytes() + self.plan.bytes();
         let vecs = (self.out_rows.len() + self.dlogits.len()) * 4;
         routing + vecs + self.rows.bytes() + self.experts.bytes() + self.shared.as_ref().map_or(0, mlp::Saved::bytes)
     }

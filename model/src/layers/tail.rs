@@ -78,13 +78,13 @@ impl Chunk {
 
     /// The first rows of each sequence of `x`: the rows of depth `k` out of those of depth `k - 1`.
     fn narrow(&self, x: &[f32], k: usize, hidden: usize) -> Vec<f32> {
-        let (from, to) = ((self.rows - (k - 1)) * hidden, self.rows.saturating_sub(k) * hidden);
+        let (from, to) = (self.rows.saturating_sub(k - 1) * hidden, self.rows.saturating_sub(k) * hidden);
         if from == 0 { Vec::new() } else { x.chunks_exact(from).flat_map(|s| s[..to].iter().copied()).collect() }
     }
 
     /// The transpose of [`Chunk::narrow`]: adds `dx` to the first rows of each sequence of `dwide`.
     fn widen_add(&self, dx: &[f32], k: usize, hidden: usize, dwide: &mut [f32]) -> Result<()> {
-        let (wide, narrow) = ((self.rows - (k - 1)) * hidden, self.rows.saturating_sub(k) * hidden);
+        let (wide, narrow) = (self.rows.saturating_sub(k - 1) * hidden, self.rows.saturating_sub(k) * hidden);
         if narrow > 0 {
             for (to, from) in dwide.chunks_exact_mut(wide).zip(dx.chunks_exact(narrow)) {
                 ops::add_assign(&mut to[..narrow], from)?;
@@ -314,7 +314,7 @@ impl Tail {
             module.proj.backward_input(&dproj, MatMut::new(&mut dmerged, m, 2 * env.hidden)?, false)?;
             let [mut demb, mut dprev] = [vec![0.0; s.emb.len()], vec![0.0; s.prev.len()]];
             mtp::merge_backward_input(&module.norms(env), &s.merge(), &dmerged, &mut demb, &mut dprev)?;
-            more = vec![0.0; chunk.sequences * (chunk.rows - i) * env.hidden];
+            more = vec![0.0; chunk.sequences * chunk.rows.saturating_sub(i) * env.hidden];
             chunk.widen_add(&dprev, k, env.hidden, &mut more)?;
             (s.dproj, s.dmerged, s.demb) = (dproj, dmerged, demb);
         }

@@ -262,22 +262,31 @@ impl Job {
         let stop = self.options.stop_after.map_or(s.steps, |n| (first - 1 + n).min(s.steps));
         let step_tokens = (s.micro_batch * s.micro_batches * s.seq_len) as u64;
         let mut late_loads = Vec::new();
+        // A checkpoint is written once the next step has shown that its weights still give a finite loss.
+        let mut unproven = None;
         for step in first..=stop {
             let lr = self.options.lr_at(step);
             let begun = Instant::now();
-            let (result, spans, _) = trainer.step(step, lr, &self.micro_batches(&batches, step))?;
-            for (what, value) in [("loss", result.loss), ("gradient norm", result.grad_norm)] {
-                if !value.is_finite() && outcome.diverged.is_none() {
-                    outcome.diverged = Some((step, what, value));
-                }
+            let (mut result, spans, counts) = trainer.forward_backward(step, &self.micro_batches(&batches, step))?;
+            if !result.loss.is_finite() {
+                outcome.diverged = Some((step, "loss", result.loss));
+                break;
             }
-            if outcome.diverged.is_some() {
+            let computed = begun.elapsed();
+            if let Some(done) = unproven.take() {
+                self.save(&trainer, ema.as_ref(), done)?;
+                outcome.saved_step = Some(done);
+            }
+            let begun = Instant::now();
+            trainer.update(step, lr, &mut result, &counts)?;
+            if !result.grad_norm.is_finite() {
+                outcome.diverged = Some((step, "gradient norm", result.grad_norm));
                 break;
             }
             if let Some(ema) = &ema {
                 submit(ema, step, &trainer)?;
             }
-            let seconds = begun.elapsed().as_secs_f64();
+            let seconds = (computed + begun.elapsed()).as_secs_f64();
             outcome.train_seconds += seconds;
             outcome.tokens += step_tokens;
             outcome.last_step = step;
@@ -290,9 +299,15 @@ impl Job {
             if step == stop {
                 outcome.timeline = Some(trainer.timeline(&spans)?);
             }
-            if step % s.save_every == 0 || step == s.steps {
+            if step == s.steps {
+                if !trainer.weights_are_finite()? {
+                    outcome.diverged = Some((step, "weight", f64::NAN));
+                    break;
+                }
                 self.save(&trainer, ema.as_ref(), step)?;
                 outcome.saved_step = Some(step);
+            } else if step % s.save_every == 0 {
+                unproven = Some(step);
             }
         }
         if let (Some(_), true) = (&ema, first > stop) {
@@ -300,8 +315,8 @@ impl Job {
             self.save_average(&trainer, ema.as_ref())?;
         }
         if first > stop {
-            // The last step once more, without an update of the weights, to be drawn.
-            let (_, spans, _) = trainer.step(first, 0.0, &self.micro_batches(&batches, stop))?;
+            // The last step once more, without an update, to be drawn.
+            let (_, spans) = trainer.run(first, &self.micro_batches(&batches, stop))?;
             outcome.timeline = Some(trainer.timeline(&spans)?);
         }
         outcome.late_load = late_loads.iter().sum::<f64>() / late_loads.len().max(1) as f64;
@@ -377,7 +392,7 @@ impl Job {
         }
     }
 
-    /// Steps with a learning rate of 0, with and without the average in turn; the weights stay as they are.
+    /// Steps after the last, with a learning rate of 0, with and without the average in turn. Nothing is saved after them.
     fn ema_cost(&self, trainer: &mut RankTrainer, ema: &Ema, train_seconds: f64) -> Result<EmaCost> {
         let stats = ema.stats();
         let blocked_share = (stats.blocked_seconds + stats.copy_seconds) / train_seconds.max(1e-9);
@@ -388,14 +403,15 @@ impl Job {
             let with = i % 2 == 1;
             trainer.world.barrier()?;
             let begun = Instant::now();
-            trainer.step(last + 1 + i, 0.0, &self.micro_batches(&batches, last + 1))?;
+            // The worker averages behind the step that follows the snapshot, so that step is the one it can slow down.
             if with {
                 submit(ema, last + 1 + i, trainer)?;
             }
+            trainer.step(last + 1 + i, 0.0, &self.micro_batches(&batches, last + 1))?;
             trainer.world.barrier()?;
             times[usize::from(with)].push(begun.elapsed().as_secs_f64());
+            ema.flush()?;
         }
-        ema.flush()?;
         let [without, with] = times.map(|mut t| {
             t.sort_by(f64::total_cmp);
             t[t.len() / 2]

@@ -151,7 +151,7 @@ impl TrainOptions {
         };
         let micro_batches = args.micro_batches.or(stored.map(|s| s.micro_batches)).unwrap_or(needed.max(4));
         let lr = args.lr.or(stored.map(|s| s.lr)).unwrap_or(3e-3);
-        if !(lr.is_finite() && lr >= 0.0) {
+        if !((0.0..=f64::from(f32::MAX)).contains(&lr)) {
             return Err(Error::option("--lr", "a finite number, 0 or more", lr));
         }
         let precision = args.precision.clone().or(stored.map(|s| s.precision.clone())).unwrap_or_else(|| "f32".into());

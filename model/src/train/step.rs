@@ -1,7 +1,5 @@
 //! One training step on one rank, and the figures that all ranks agree on.
 
-use std::time::Instant;
-
 use dualpipe::{ExecuteError, Schedule, Span};
 use moe_dispatch::balance;
 use v3_ranks::Comm;
@@ -225,16 +223,28 @@ impl RankTrainer {
         Ok(StepOutcome { micro_losses, loss, main_loss, mtp_losses, balance_loss, max_load: 1.0, grad_norm: f64::NAN })
     }
 
-    /// A whole step: forward, backward, update. Nothing is updated when the loss or the gradient is not finite.
-    pub fn step(&mut self, step: u64, lr: f64, batches: &[MicroBatch]) -> Result<(StepOutcome, Vec<Span>, f64)> {
-        let start = Instant::now();
+    /// The first half of a step: forward and backward of all micro-batches, and the load of the experts.
+    pub fn forward_backward(&mut self, step: u64, batches: &[MicroBatch]) -> Result<(StepOutcome, Vec<Span>, Vec<u64>)> {
         let (mut outcome, spans) = self.run(step, batches)?;
         let counts = self.expert_counts()?;
         outcome.max_load = max_load(&counts, self.model.config.n_routed_experts);
+        Ok((outcome, spans, counts))
+    }
+
+    /// A whole step: forward, backward, update. Nothing is updated when the loss or the gradient is not finite.
+    pub fn step(&mut self, step: u64, lr: f64, batches: &[MicroBatch]) -> Result<(StepOutcome, Vec<Span>)> {
+        let (mut outcome, spans, counts) = self.forward_backward(step, batches)?;
         if outcome.loss.is_finite() {
             self.update(step, lr, &mut outcome, &counts)?;
         }
-        Ok((outcome, spans, start.elapsed().as_secs_f64()))
+        Ok((outcome, spans))
+    }
+
+    /// Whether every weight of every rank is finite.
+    pub fn weights_are_finite(&self) -> Result<bool> {
+        let mut bad = [u64::from(!self.model.store.weights.iter().all(|w| w.is_finite()))];
+        self.world.all_reduce(&mut bad, u64::max)?;
+        Ok(bad[0] == 0)
     }
 
     /// The measured times of all pipeline ranks of this rank's pipeline.
