@@ -178,7 +178,7 @@ fn sample_rows(job: &Job, table: &mut Table) -> Result<Samples> {
     };
     let plain = run(false)?;
     let rate = |g: &Generated| format!("{:.0} tokens/s", g.tokens.len() as f64 / g.seconds.max(1e-9));
-    table.heading("Greedy sample");
+    table.heading("Greedy sample, linear layers in f32");
     table.row("plain", rate(&plain));
     let tokenizer = Tokenizer::Bytes;
     if job.options.stored.mtp {

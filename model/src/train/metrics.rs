@@ -81,7 +81,10 @@ pub fn prepare_folder(out: &Path, resumed_step: Option<u64>) -> Result<()> {
             if report.exists() {
                 std::fs::remove_file(&report).map_err(Error::io("remove", &report))?;
             }
-            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let text = match std::fs::read_to_string(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+                read => read.map_err(Error::io("read", &path))?,
+            };
             let kept = |line: &&str| serde_json::from_str::<StepMetrics>(line).is_ok_and(|m| m.step <= step);
             let text: String = text.lines().filter(kept).flat_map(|line| [line, "\n"]).collect();
             crate::checkpoint::write_file_atomic(&path, text.as_bytes())?;
