@@ -47,14 +47,12 @@ pub fn render(args: &ScheduleArgs) -> Result<String> {
     let kind: Kind = args.kind.parse().map_err(|e| option_error("--kind", &e))?;
     let costs: Costs = args.costs.parse().map_err(|e| option_error("--costs", &e))?;
     let schedule = plan(kind, "--ranks", args.ranks, args.micro_batches)?;
-    if args.format == Format::Json {
-        return Ok(schedule.to_json() + "\n");
-    }
-    let timeline = simulate(&schedule, &costs).map_err(|e| option_error("--costs", &e))?;
+    let timeline = || simulate(&schedule, &costs).map_err(|e| option_error("--costs", &e));
     Ok(match args.format {
-        Format::Text => timeline.to_text(WIDTH),
-        Format::Svg => timeline.to_svg() + "\n",
-        Format::Json | Format::Trace => timeline.to_chrome_trace() + "\n",
+        Format::Json => schedule.to_json() + "\n",
+        Format::Text => timeline()?.to_text(WIDTH),
+        Format::Svg => timeline()?.to_svg() + "\n",
+        Format::Trace => timeline()?.to_chrome_trace() + "\n",
     })
 }
 

@@ -1,5 +1,6 @@
 //! The attention half of a block: `y = x + o_proj(attention(norm(x)))`, with its backward for inputs and for weights apart.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use fp8_gemm::Precision;
@@ -267,26 +268,26 @@ impl Attention {
     fn inputs<'s>(&self, env: &Env<'_>, saved: &'s Saved) -> Result<Inputs<'s>> {
         let (d, m) = (&self.dims, saved.rstd.len());
         let h = match &saved.h {
-            Some(h) => Kept::Kept(h),
+            Some(h) => Cow::Borrowed(h),
             None => {
                 let (mut h, mut rstd) = (vec![0.0; saved.x.len()], vec![0.0; m]);
                 ops::rms_norm(&saved.x, env.store.at(&self.norm), env.eps, &mut h, &mut rstd)?;
-                Kept::Made(env.activation(h, m, d.hidden)?)
+                Cow::Owned(env.activation(h, m, d.hidden)?)
             }
         };
         let q_latent = match (&saved.q_latent, &self.q_norm) {
-            (Some(q), _) => Some(Kept::Kept(q)),
+            (Some(q), _) => Some(Cow::Borrowed(q)),
             (None, Some(norm)) => {
                 let (y, _) = self.latent(env, &saved.down, &d.q_columns(), norm)?;
-                Some(Kept::Made(env.activation(y, m, d.q_columns().len())?))
+                Some(Cow::Owned(env.activation(y, m, d.q_columns().len())?))
             }
             (None, None) => None,
         };
         let kv_latent = match &saved.kv_latent {
-            Some(kv) => Kept::Kept(kv),
+            Some(kv) => Cow::Borrowed(kv),
             None => {
                 let (y, _) = self.latent(env, &saved.down, &d.kv_columns(), &self.kv_norm)?;
-                Kept::Made(env.activation(y, m, d.kv_lora)?)
+                Cow::Owned(env.activation(y, m, d.kv_lora)?)
             }
         };
         Ok(Inputs { h, q_latent, kv_latent })
@@ -299,8 +300,8 @@ impl Attention {
             (Some(q), Some(kv)) => (q, kv),
             _ => {
                 let inputs = self.inputs(env, saved)?;
-                let q = self.queries(env, inputs.q_latent.as_ref().unwrap_or(&inputs.h).get(), &rows.positions)?;
-                (q, self.kv_up.forward(inputs.kv_latent.get())?)
+                let q = self.queries(env, inputs.q_latent.as_ref().unwrap_or(&inputs.h), &rows.positions)?;
+                (q, self.kv_up.forward(&inputs.kv_latent)?)
             }
         };
         let mut dout = vec![0.0; m * d.heads * d.v];
@@ -376,9 +377,9 @@ impl Attention {
         let (d, m) = (&self.dims, saved.rstd.len());
         let inputs = self.inputs(env, &saved)?;
         self.out.backward_weight(env, &saved.out, &w.dy, grads)?;
-        self.q_up.backward_weight(env, inputs.q_latent.as_ref().unwrap_or(&inputs.h).get(), &w.dq, grads)?;
-        self.kv_up.backward_weight(env, inputs.kv_latent.get(), &w.dkv, grads)?;
-        self.down.backward_weight(env, inputs.h.get(), &w.ddown, grads)?;
+        self.q_up.backward_weight(env, inputs.q_latent.as_ref().unwrap_or(&inputs.h), &w.dq, grads)?;
+        self.kv_up.backward_weight(env, &inputs.kv_latent, &w.dkv, grads)?;
+        self.down.backward_weight(env, &inputs.h, &w.ddown, grads)?;
         let down = env.factor(&saved.down);
         let mut norm_weight = |dy: &[f32], cols: Range<usize>, rstd: &[f32], norm: &Range<usize>| -> Result<()> {
             let dy = env.factor(dy);
@@ -394,24 +395,10 @@ impl Attention {
     }
 }
 
-enum Kept<'a> {
-    Kept(&'a Activation),
-    Made(Activation),
-}
-
-impl Kept<'_> {
-    fn get(&self) -> &Activation {
-        match self {
-            Kept::Kept(a) => a,
-            Kept::Made(a) => a,
-        }
-    }
-}
-
 struct Inputs<'a> {
-    h: Kept<'a>,
-    q_latent: Option<Kept<'a>>,
-    kv_latent: Kept<'a>,
+    h: Cow<'a, Activation>,
+    q_latent: Option<Cow<'a, Activation>>,
+    kv_latent: Cow<'a, Activation>,
 }
 
 impl Saved {

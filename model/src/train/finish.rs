@@ -63,8 +63,8 @@ fn pictures(job: &Job, measured: &Timeline) -> Result<(String, String)> {
     Ok((dualpipe::svg_measured_above_simulated(measured, &simulated), dualpipe::chrome_trace(&panels)))
 }
 
-/// Mean seconds of each kind of work in a measured timeline.
-pub fn mean_costs(timeline: &Timeline) -> Costs {
+/// Mean seconds of each kind of work over all ranks of a measured timeline: what the formula takes.
+pub fn pooled_costs(timeline: &Timeline) -> Costs {
     let mean = |pick: &dyn Fn(&Step) -> bool| {
         let times: Vec<f64> = timeline.spans().iter().flatten().filter(|s| pick(&s.step)).map(|s| s.end - s.start).collect();
         (!times.is_empty()).then(|| times.iter().sum::<f64>() / times.len() as f64)
@@ -136,7 +136,7 @@ fn pipeline_rows(job: &Job, timeline: &Timeline, table: &mut Table) {
         measured += &format!(", {} ranks sharing {} threads", job.grid.size(), job.options.threads);
     }
     table.row(name, measured);
-    let costs = mean_costs(timeline);
+    let costs = pooled_costs(timeline);
     match dualpipe::formula::bubble(job.options.kind, s.pipeline, s.micro_batches, &costs) {
         Some(bubble) => table.row("bubble by formula", format!("{} from the measured F, B, W", ms(bubble))),
         // Measured times scatter, and a pair may take longer than its halves: then the formula gives bounds.
