@@ -1,4 +1,19 @@
 //! Executes compiled PTX on the CPU, Hopper's asynchronous instructions included, and reports races, hangs and bad accesses.
 
+mod alu;
 pub mod ast;
+mod cx;
+mod decode;
+mod fault;
 pub mod formats;
+mod isa;
+mod machine;
+mod mem_ops;
+mod memory;
+mod program;
+mod regs;
+mod report;
+mod rng;
+mod sync;
+mod tensor_ops;
+mod warp_ops;
