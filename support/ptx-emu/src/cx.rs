@@ -165,7 +165,7 @@ pub struct Cx<'a> {
     /// Index of the site, for the race detector.
     pub site: u32,
     /// Detectors; None when they are off.
-    pub detector: Option<&'a mut crate::race::Detector>,
+    pub detector: Option<&'a mut crate::detect::Detector>,
     /// Choices.
     pub rng: &'a mut Rng,
 }
@@ -323,7 +323,10 @@ impl Cx<'_> {
             Some(other) => Err(Fault::at(
                 Kind::Divergence,
                 other,
-                format!("{what} must be the same in all lanes: {:#x} in lane {first}, {:#x} in lane {other}", values[first], values[other]),
+                format!(
+                    "{what} must be the same in all lanes: {:#x} in lane {first}, {:#x} in lane {other}",
+                    values[first], values[other]
+                ),
             )),
         }
     }

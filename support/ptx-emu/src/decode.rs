@@ -2,8 +2,8 @@
 //! [`Decoder`]'s help.
 
 use crate::ast::{self, Init, Instruction, Operand, Space, Span, Statement, Type};
+use crate::error::ParseError;
 use crate::isa::{Addr, CallArg, Callee, Control, Instr, Op, PRED_BIT, PredSrc, Reg, Special, Src, Width};
-use crate::parse::ParseError;
 use crate::program::{Function, Param, Program, Relocation, Symbol, Target};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -70,7 +70,10 @@ pub fn bytes_of(ty: Type) -> u32 {
 fn size_of(variable: &ast::Variable) -> Result<u64> {
     let mut size = u64::from(bytes_of(variable.ty)) * u64::from(variable.vector.max(1));
     for &dim in &variable.dims {
-        size = size.checked_mul(dim).filter(|&s| s <= MOST_BYTES).ok_or_else(|| error(variable.span, "the variable is too large"))?;
+        size = size
+            .checked_mul(dim)
+            .filter(|&s| s <= MOST_BYTES)
+            .ok_or_else(|| error(variable.span, "the variable is too large"))?;
     }
     Ok(if variable.unsized_array && variable.init.is_empty() { 0 } else { size })
 }
@@ -270,7 +273,8 @@ fn decode_function(
         debug_assert_eq!(count as usize, decoder.code.len());
     }
     let list = |name: &str| function.directives.iter().find(|d| d.0 == name).map(|d| d.1.as_slice());
-    let dims = |v: &[u64]| -> [u32; 3] { std::array::from_fn(|i| v.get(i).copied().unwrap_or(1).clamp(1, u64::from(u32::MAX)) as u32) };
+    let dims =
+        |v: &[u64]| -> [u32; 3] { std::array::from_fn(|i| v.get(i).copied().unwrap_or(1).clamp(1, u64::from(u32::MAX)) as u32) };
     Ok(Function {
         name: Arc::from(function.name.as_str()),
         is_entry: function.is_entry,
@@ -351,7 +355,8 @@ impl Decoder<'_> {
                     self.declare(name, Entity::Targets(targets.clone(), *span), *span)?;
                 }
                 Statement::CallPrototype { span, name, returns, params } => {
-                    let sizes = |list: &[ast::Variable]| list.iter().map(|v| size_of(v).map(|s| s as u32)).collect::<Result<Vec<_>>>();
+                    let sizes =
+                        |list: &[ast::Variable]| list.iter().map(|v| size_of(v).map(|s| s as u32)).collect::<Result<Vec<_>>>();
                     let entity = Entity::Prototype(sizes(returns)?, sizes(params)?);
                     self.declare(name, entity, *span)?;
                 }
@@ -452,14 +457,13 @@ impl Decoder<'_> {
         let Some(base) = instruction.opcode.first() else { return Err(self.error("an instruction without an opcode")) };
         Ok(match base.as_str() {
             "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" | "pmevent" => Op::Control(self.control(instruction)?),
-            "ld" | "ldu" | "st" | "atom" | "red" | "cvta" | "isspacep" | "prefetch" | "prefetchu" | "applypriority" | "discard"
-            | "createpolicy" | "mapa" | "getctarank" | "stacksave" | "stackrestore" | "alloca" => {
+            "ld" | "ldu" | "st" | "atom" | "red" | "cvta" | "isspacep" | "prefetch" | "prefetchu" | "applypriority"
+            | "discard" | "createpolicy" | "mapa" | "getctarank" | "stacksave" | "stackrestore" | "alloca" => {
                 Op::Mem(crate::mem_ops::decode(self, instruction)?)
             }
             "shfl" | "vote" | "match" | "activemask" | "redux" | "elect" => Op::Warp(crate::warp_ops::decode(self, instruction)?),
-            "bar" | "barrier" | "mbarrier" | "fence" | "membar" | "cp" | "nanosleep" | "griddepcontrol" | "setmaxnreg" | "tensormap" => {
-                Op::Sync(crate::sync::decode(self, instruction)?)
-            }
+            "bar" | "barrier" | "mbarrier" | "fence" | "membar" | "cp" | "nanosleep" | "griddepcontrol" | "setmaxnreg"
+            | "tensormap" => Op::Sync(crate::sync::decode(self, instruction)?),
             "mma" | "wmma" | "wgmma" | "ldmatrix" | "stmatrix" | "movmatrix" => {
                 Op::Tensor(crate::tensor_ops::decode(self, instruction)?)
             }

@@ -4,6 +4,8 @@ mod alu;
 pub mod ast;
 mod cx;
 mod decode;
+mod detect;
+mod error;
 mod fault;
 pub mod formats;
 mod isa;

@@ -120,4 +120,3 @@ pub struct Launch {
     /// Addresses of symbols.
     pub symbols: Arc<[u64]>,
 }
-

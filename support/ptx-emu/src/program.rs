@@ -118,14 +118,14 @@ impl Program {
     pub fn shared_layout(&self, kernel: u32) -> (HashMap<u32, u32>, u32) {
         let mut seen = vec![false; self.functions.len()];
         let mut queue = vec![kernel];
-        let mut wanted = vec![];
+        let mut wanted: Vec<u32> = vec![];
         while let Some(f) = queue.pop() {
             let Some(function) = self.functions.get(f as usize) else { continue };
             if std::mem::replace(&mut seen[f as usize], true) {
                 continue;
             }
-            wanted.extend(&function.shared);
-            queue.extend(&function.calls);
+            wanted.extend_from_slice(&function.shared);
+            queue.extend_from_slice(&function.calls);
         }
         wanted.sort_unstable();
         wanted.dedup();

@@ -3,9 +3,9 @@
 use crate::ast::Instruction;
 use crate::cx::{Block, Cx, Group, Step, Wait, Warp};
 use crate::decode::{Decoder, Result};
+use crate::detect::Detector;
 use crate::fault::Exec;
 use crate::machine::{Env, Launch};
-use crate::race::Detector;
 use crate::rng::Rng;
 
 /// A decoded instruction of this family.
