@@ -129,6 +129,17 @@ pub enum Init {
         /// Whether it stands inside `generic( )`.
         generic: bool,
     },
+    /// One byte of such an address: `0xFF00(x)` is byte 1, the second lowest.
+    AddressByte {
+        /// Name.
+        name: String,
+        /// Added to it.
+        offset: i64,
+        /// Whether it stands inside `generic( )`.
+        generic: bool,
+        /// 0 to 7.
+        byte: u32,
+    },
 }
 
 /// A kernel (`.entry`) or a device function (`.func`).
@@ -177,7 +188,16 @@ pub enum Statement {
         /// Labels.
         targets: Vec<String>,
     },
-    /// `label: .callprototype (...) _ (...);` or `label: .calltargets f, g;`
+    /// `label: .calltargets f, g;`
+    CallTargets {
+        /// Where.
+        span: Span,
+        /// Name of the list.
+        name: String,
+        /// Functions.
+        targets: Vec<String>,
+    },
+    /// `label: .callprototype (...) _ (...);`
     CallPrototype {
         /// Where.
         span: Span,
@@ -208,6 +228,8 @@ pub struct Instruction {
     pub span: Span,
     /// The `.loc` in force.
     pub loc: Option<Loc>,
+    /// Where the function that holds `loc` was inlined into: the `inlined_at` of that `.loc`.
+    pub inlined_at: Option<Loc>,
     /// Guard predicate.
     pub guard: Option<Guard>,
     /// All of the opcode split at the dots: `ld.global.nc.v4.f32` is `["ld", "global", "nc", "v4", "f32"]`; `::` stays inside a

@@ -12,6 +12,7 @@ mod isa;
 mod machine;
 mod mem_ops;
 mod memory;
+pub mod parse;
 mod program;
 mod regs;
 mod report;
