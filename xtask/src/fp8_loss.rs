@@ -3,6 +3,7 @@
 //! Trains the default model with several seeds in f32, bf16 and FP8 and compares the main model's mean loss over the last
 //! steps. FP8 passes when it is at most 0.25 % above bf16, or above it by at most twice what bf16 and f32 are apart.
 
+use crate::workspace::{TempFolder, cargo, root};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use xtask::args::{Failure, Parsed};
@@ -19,7 +20,7 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
     parsed.at_most(0)?;
     let (steps, seeds) = (parsed.count("--steps", 300)?, parsed.count("--seeds", 3)?);
     let program = build()?;
-    let folder = TempFolder::new()?;
+    let folder = TempFolder::new("fp8-loss")?;
     println!("mean main loss of the last {} of {steps} steps", LAST.min(steps));
     println!("{:>4}  {:>9}  {:>9}  {:>9}", "seed", PRECISIONS[0], PRECISIONS[1], PRECISIONS[2]);
     let mut losses = vec![];
@@ -97,7 +98,7 @@ fn mean_loss(metrics: &str, steps: usize) -> Result<f64, String> {
 
 /// Builds `v3` with optimisation and says where it is.
 fn build() -> Result<PathBuf, Failure> {
-    let output = crate::cargo()
+    let output = cargo()
         .args(["build", "--release", "--quiet", "--package", "v3-model", "--bin", "v3", "--message-format", "json"])
         .stderr(std::process::Stdio::inherit())
         .output()
@@ -119,7 +120,7 @@ fn train(program: &Path, precision: &str, seed: usize, steps: usize, out: &Path)
         .arg("train")
         .args(["--steps", &steps.to_string(), "--seed", &seed.to_string(), "--precision", precision, "--no-ema", "--out"])
         .arg(out)
-        .current_dir(crate::root())
+        .current_dir(root())
         .output()
         .map_err(|e| Failure::task(format!("cannot start {}: {e}", program.display())))?;
     if output.status.success() {
@@ -128,26 +129,6 @@ fn train(program: &Path, precision: &str, seed: usize, steps: usize, out: &Path)
     let reason = String::from_utf8_lossy(&output.stderr);
     let last = reason.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message").to_string();
     Err(Failure::task(format!("v3 train --precision {precision} --seed {seed}: {last}")))
-}
-
-/// A folder that is removed with what is in it.
-struct TempFolder {
-    path: PathBuf,
-}
-
-impl TempFolder {
-    fn new() -> Result<TempFolder, Failure> {
-        let path = std::env::temp_dir().join(format!("v3-fp8-loss-{}", std::process::id()));
-        std::fs::create_dir_all(&path).map_err(|e| Failure::task(format!("{}: {e}", path.display())))?;
-        Ok(TempFolder { path })
-    }
-}
-
-impl Drop for TempFolder {
-    fn drop(&mut self) {
-        // Left behind, it is only a waste of disk.
-        let _ = std::fs::remove_dir_all(&self.path);
-    }
 }
 
 #[cfg(test)]

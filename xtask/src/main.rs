@@ -1,17 +1,23 @@
-//! Project tasks: `cargo xtask tidy`, `cargo xtask bench`, `cargo xtask fp8-loss`.
+//! Project tasks: `cargo xtask help` lists them.
 
+mod cuda;
 mod fp8_loss;
 mod manifest;
+mod ptx;
 mod tidy;
+mod workspace;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
+use workspace::cargo;
 use xtask::args::Failure;
 
 const USAGE: &str = "\
 usage: cargo xtask TASK
 
 tasks:
+  setup                                    the pinned CUDA toolkit into target/cuda; only what compiles kernels needs it
+  ptx [--check] [--jobs N] [CRATE|FILE.cu ...]
+                                           kernels/*.cu to ptx/*.ptx, registers and spills; --check: nothing is written, stale files fail
   tidy                                     check what the compiler does not: who depends on whom, the shape of a piece, file lengths
   bench [PIECE] [--json FILE] [--threads 1,2] [--quick]
                                            measure every operation of every piece, or of one
@@ -23,6 +29,8 @@ fn main() -> ExitCode {
     let task = args.next();
     let rest: Vec<String> = args.collect();
     let result = match task.as_deref() {
+        Some("setup") => cuda::setup::run(&rest),
+        Some("ptx") => ptx::run(&rest),
         Some("tidy") => tidy::run(&rest),
         Some("bench") => bench(&rest),
         Some("fp8-loss") => fp8_loss::run(&rest),
@@ -30,8 +38,8 @@ fn main() -> ExitCode {
             print!("{USAGE}");
             Ok(())
         }
-        Some(other) => Err(Failure::usage(format!("unknown task '{other}': expected tidy, bench or fp8-loss"))),
-        None => Err(Failure::usage("no task given: expected tidy, bench or fp8-loss".into())),
+        Some(other) => Err(Failure::usage(format!("unknown task '{other}': `cargo xtask help` lists them"))),
+        None => Err(Failure::usage("no task given: `cargo xtask help` lists them".into())),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -57,17 +65,4 @@ fn bench(args: &[String]) -> Result<(), Failure> {
             Err(Failure { status: code.map_or(1, |c| c.clamp(1, 255) as u8), message: "the benchmark did not finish".into() })
         }
     }
-}
-
-/// The cargo that runs this program.
-fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root());
-    command
-}
-
-/// The root of the workspace.
-fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_path_buf()
 }

@@ -1,8 +1,9 @@
 //! `cargo xtask tidy`: the rules of the workspace that the compiler does not check.
 
 use crate::manifest::Manifest;
+use crate::workspace::{self, directory, list, packages, text};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use xtask::args::{Failure, Parsed};
 
@@ -45,8 +46,8 @@ struct Member {
 /// Runs every check and reports all that is wrong.
 pub fn run(args: &[String]) -> Result<(), Failure> {
     Parsed::new(args, &[], &[])?.at_most(0)?;
-    let root = crate::root();
-    let metadata = metadata()?;
+    let root = workspace::root();
+    let metadata = workspace::metadata()?;
     let members = members(&metadata, &root).map_err(Failure::task)?;
     let mut problems = vec![];
     check_layers(&members, &mut problems);
@@ -75,33 +76,10 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
     Err(Failure::task(format!("{} problems", problems.len())))
 }
 
-fn metadata() -> Result<Value, Failure> {
-    let output = crate::cargo()
-        .args(["metadata", "--format-version", "1", "--quiet"])
-        .output()
-        .map_err(|e| Failure::task(format!("cannot start cargo: {e}")))?;
-    if !output.status.success() {
-        let reason = String::from_utf8_lossy(&output.stderr);
-        return Err(Failure::task(format!("cargo metadata: {}", reason.trim())));
-    }
-    serde_json::from_slice(&output.stdout).map_err(|e| Failure::task(format!("cargo metadata: {e}")))
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or_default()
-}
-
-fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
-    value[key].as_array().map_or(&[], Vec::as_slice)
-}
-
 fn members(metadata: &Value, root: &Path) -> Result<Vec<Member>, String> {
-    let ids: BTreeSet<&str> = list(metadata, "workspace_members").iter().filter_map(Value::as_str).collect();
-    let packages = list(metadata, "packages").iter().filter(|p| ids.contains(text(p, "id")));
-    packages
+    packages(metadata)
         .map(|package| {
-            let manifest = PathBuf::from(text(package, "manifest_path"));
-            let directory = manifest.parent().unwrap_or(root).to_path_buf();
+            let directory = directory(package);
             let relative = directory.strip_prefix(root).unwrap_or(&directory).to_path_buf();
             let name = text(package, "name").to_string();
             let layer = match relative.to_str().unwrap_or_default() {
