@@ -173,6 +173,9 @@ fn symbol(variable: &ast::Variable) -> Result<Symbol> {
         let bits = match value {
             Init::Bits(bits) => *bits,
             Init::Address { .. } => 0,
+            Init::AddressByte { .. } => {
+                return Err(error(variable.span, "masks of addresses in initial values are not supported"));
+            }
         };
         let bytes = bits.to_le_bytes();
         init.extend((0..element).map(|i| bytes.get(i).copied().unwrap_or(0)));
@@ -375,6 +378,7 @@ impl Decoder<'_> {
                 }
                 Statement::Label { .. } | Statement::Pragma(_) => {}
                 Statement::BranchTargets { .. } | Statement::CallPrototype { .. } => {}
+                Statement::CallTargets { span, .. } => return Err(error(*span, "`.calltargets` is not supported")),
             }
         }
         Ok(())
