@@ -1,5 +1,5 @@
-// bf16 and E4M3 in registers, and the scales of E4M3 blocks. The bits are those of the CPU conversions of this workspace, for every input:
-// nearest even, E4M3 saturating to +-448 with infinities too, NaN kept NaN with its sign.
+// bf16 and E4M3 in registers, and the scales of E4M3 blocks. The bits are those of the CPU conversions of this workspace, for
+// every input: nearest even, E4M3 saturating to +-448 with infinities too, NaN kept NaN with its sign.
 #pragma once
 
 #include "ptx.cuh"
@@ -28,14 +28,15 @@ __device__ __forceinline__ uint32_t e4m3_from_f32_portable(float x) {
     const uint32_t limited = min(magnitude, 0x43e00000u);
     // Normal from 2^-6 (121 << 23): round at bit 20, then move the exponent's bias from 127 to 7.
     const uint32_t normal = ((limited + 0x7ffffu + ((limited >> 20) & 1u)) >> 20) - (120u << 3);
-    // Below, adding 2^14, whose last place is 2^-9, lets the adder round. Named so that no multiplication before it is contracted into it.
+    // Below, adding 2^14, whose last place is 2^-9, lets the adder round. Named so that no multiplication before it is contracted
+    // into it.
     const uint32_t magic = 141u << 23;
     const uint32_t subnormal = __float_as_uint(__fadd_rn(__uint_as_float(limited), __uint_as_float(magic))) - magic;
     return sign | (limited >= (121u << 23) ? normal : subnormal);
 }
 
-// Four values to four codes, the first in the lowest byte. `signs` has the sign of each value in the top bit of each byte (what lies in the other bits does not
-// matter): the hardware's conversion of NaN, and the multiplication before it, lose that sign.
+// Four values to four codes, the first in the lowest byte. `signs` has the sign of each value in the top bit of each byte (what
+// lies in the other bits does not matter): the hardware's conversion of NaN, and the multiplication before it, lose that sign.
 __device__ __forceinline__ uint32_t e4m3x4_from_f32(float x0, float x1, float x2, float x3, uint32_t signs) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
     const uint32_t low = ptx::cvt_rn_satfinite_e4m3x2_f32(x0, x1);

@@ -1,5 +1,5 @@
-// Rings of shared-memory slots between a producer and consumers, kept by a pair of mbarriers a slot: `full` completes when a slot's data are
-// there, `empty` when all its readers are done with it. sm_90.
+// Rings of shared-memory slots between a producer and consumers, kept by a pair of mbarriers a slot: `full` completes when a
+// slot's data are there, `empty` when all its readers are done with it. sm_90.
 //
 //     thread 0:   ring.init(arrivals_full, arrivals_empty); ptx::fence_mbarrier_init();      then all: __syncthreads()
 //     producer:   ring.wait_empty(slot); ptx::mbarrier_arrive_expect_tx(ring.full(slot), bytes); copies to ring.full(slot); slot.advance()

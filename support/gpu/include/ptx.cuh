@@ -1,5 +1,5 @@
-// Inline PTX, one wrapper an instruction, named after it. Everything that kernels of this workspace need beyond CUDA C++ is here, so that
-// a kernel's own text holds no `asm`, and so that one place says what each instruction asks of its caller.
+// Inline PTX, one wrapper an instruction, named after it. Everything that kernels of this workspace need beyond CUDA C++ is here,
+// so that a kernel's own text holds no `asm`, and so that one place says what each instruction asks of its caller.
 //
 // Conventions:
 // - A `uint32_t` that points into shared memory is an address in the shared window (`shared_address`), either of this block
@@ -15,8 +15,8 @@
 
 namespace ptx {
 
-// What cuTensorMapEncodeTiled fills: 128 opaque bytes, aligned to 128 (as CUtensorMap of CUDA 13). Kernels take it, or a struct that holds it,
-// as `const __grid_constant__` parameter and pass its address on.
+// What cuTensorMapEncodeTiled fills: 128 opaque bytes, aligned to 128 (as CUtensorMap of CUDA 13). Kernels take it, or a struct
+// that holds it, as `const __grid_constant__` parameter and pass its address on.
 struct alignas(128) TensorMap {
     uint64_t opaque[16];
 };

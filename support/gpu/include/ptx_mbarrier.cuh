@@ -1,8 +1,9 @@
 // mbarrier objects in shared memory (PTX ISA 9.0, section 9.7.13.15 "mbarrier"). sm_90 unless stated. Part of ptx.cuh.
 //
-// An mbarrier is 8 bytes, aligned to 8. A phase completes when as many arrivals as `init` said have come *and* the transaction count is zero. Waiting by
-// parity asks whether the phase of that parity has completed: on a fresh barrier the phase in progress has parity 0, so that waiting for
-// parity 1 passes at once. Threads other than the one that initialised it may use a barrier only after they synchronised with it.
+// An mbarrier is 8 bytes, aligned to 8. A phase completes when as many arrivals as `init` said have come *and* the transaction
+// count is zero. Waiting by parity asks whether the phase of that parity has completed: on a fresh barrier the phase in progress
+// has parity 0, so that waiting for parity 1 passes at once. Threads other than the one that initialised it may use a barrier
+// only after they synchronised with it.
 #pragma once
 
 #include <cstdint>
@@ -138,12 +139,14 @@ __device__ __forceinline__ bool mbarrier_test_wait_parity(uint32_t mbarrier, uin
     return done != 0;
 }
 
-// Makes initialised barriers known to the other blocks of the cluster and to the asynchronous proxy; a barrier of block or cluster follows.
+// Makes initialised barriers known to the other blocks of the cluster and to the asynchronous proxy; a barrier of block or
+// cluster follows.
 __device__ __forceinline__ void fence_mbarrier_init() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// The cp.async of this thread so far arrive at the barrier when they are done; that arrival is one of those `init` counted. sm_80.
+// The cp.async of this thread so far arrive at the barrier when they are done; that arrival is one of those `init` counted.
+// sm_80.
 __device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(uint32_t mbarrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(mbarrier) : "memory");
 }

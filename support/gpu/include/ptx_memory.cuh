@@ -1,8 +1,9 @@
-// Loads, stores and atomics with cache operators, orders and scopes; cp.async (PTX ISA 9.0, sections 8 "Memory consistency model",
-// 9.7.9 "ld, st, cp.async" and 9.7.13 "atom, red"). Part of ptx.cuh.
+// Loads, stores and atomics with cache operators, orders and scopes; cp.async (PTX ISA 9.0, sections 8 "Memory consistency
+// model", 9.7.9 "ld, st, cp.async" and 9.7.13 "atom, red"). Part of ptx.cuh.
 //
-// A flag is written by `st_release_*` or `red_release_*` after the data, and read by `ld_acquire_*` before it. Scopes: `cta` this block, `cluster`, `gpu` this
-// device, `sys` all devices and the host. A narrower scope than the partner's distance synchronises nothing.
+// A flag is written by `st_release_*` or `red_release_*` after the data, and read by `ld_acquire_*` before it. Scopes: `cta` this
+// block, `cluster`, `gpu` this device, `sys` all devices and the host. A narrower scope than the partner's distance synchronises
+// nothing.
 #pragma once
 
 #include <cstdint>
@@ -215,7 +216,8 @@ __device__ __forceinline__ uint64_t createpolicy_fractional_L2_evict_last() {
 
 // ---- cp.async (sm_80) --------------------------------------------------------------------------------------------------
 
-// 16 bytes from global to shared memory past L1, both aligned to 16. Done after `cp_async_wait_group` of the issuing thread; other threads need a barrier too.
+// 16 bytes from global to shared memory past L1, both aligned to 16. Done after `cp_async_wait_group` of the issuing thread;
+// other threads need a barrier too.
 __device__ __forceinline__ void cp_async_cg_16(uint32_t shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global_address(global)) : "memory");
 }

@@ -1,8 +1,9 @@
 // Tensor cores of a warp: ldmatrix, stmatrix, mma.sync (PTX ISA 9.0, section 9.7.14). Part of ptx.cuh.
 //
-// Fragments of a 16x8 f32 accumulator: lane l holds (row l/4 + 8*(i/2), column 2*(l%4) + i%2) in register i. A 16x16 A operand of 16-bit
-// types is four registers of two: rows l/4 (registers 0, 2) and l/4 + 8 (1, 3), columns 2*(l%4) + {0, 1}, + 8 in registers 2, 3. B, 16x8 as
-// columns: rows (k) 2*(l%4) + {0, 1}, + 8 in register 1, column l/4. With 8-bit types read "k" as bytes: four a register, 16 apart.
+// Fragments of a 16x8 f32 accumulator: lane l holds (row l/4 + 8*(i/2), column 2*(l%4) + i%2) in register i. A 16x16 A operand of
+// 16-bit types is four registers of two: rows l/4 (registers 0, 2) and l/4 + 8 (1, 3), columns 2*(l%4) + {0, 1}, + 8 in registers
+// 2, 3. B, 16x8 as columns: rows (k) 2*(l%4) + {0, 1}, + 8 in register 1, column l/4. With 8-bit types read "k" as bytes: four a
+// register, 16 apart.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// Barriers, fences, clusters, votes, register redistribution, programmatic launch (PTX ISA 9.0, sections 9.7.13 and 9.7.19). Part of ptx.cuh.
+// Barriers, fences, clusters, votes, register redistribution, programmatic launch (PTX ISA 9.0, sections 9.7.13 and 9.7.19). Part
+// of ptx.cuh.
 #pragma once
 
 #include <cstdint>

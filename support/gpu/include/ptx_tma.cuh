@@ -1,8 +1,10 @@
-// Bulk asynchronous copies, tiled by a tensor map or linear (PTX ISA 9.0, section 9.7.9.25 "cp.async.bulk"). sm_90. Part of ptx.cuh.
+// Bulk asynchronous copies, tiled by a tensor map or linear (PTX ISA 9.0, section 9.7.9.25 "cp.async.bulk"). sm_90. Part of
+// ptx.cuh.
 //
-// One thread issues a copy. Loads report to an mbarrier in bytes: the whole box, even where it lies outside the tensor and reads as zero. Stores go in bulk groups of
-// the issuing thread. Shared addresses are aligned to 128 (to 1024 for a swizzled tile whose pattern starts at its first
-// byte); coordinates are elements, innermost dimension first, and may be negative. Global strides are multiples of 16 bytes.
+// One thread issues a copy. Loads report to an mbarrier in bytes: the whole box, even where it lies outside the tensor and reads
+// as zero. Stores go in bulk groups of the issuing thread. Shared addresses are aligned to 128 (to 1024 for a swizzled tile whose
+// pattern starts at its first byte); coordinates are elements, innermost dimension first, and may be negative. Global strides are
+// multiples of 16 bytes.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +49,8 @@ __device__ __forceinline__ void cp_async_bulk_tensor_3d_load_L2_cache_hint(uint3
                  : "memory");
 }
 
-// To the same offset of every block of `cta_mask` (bit = rank in the cluster); each block's own mbarrier at the same offset gets the bytes. sm_90a.
+// To the same offset of every block of `cta_mask` (bit = rank in the cluster); each block's own mbarrier at the same offset gets
+// the bytes. sm_90a.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d_load_multicast(uint32_t shared, const TensorMap* map, uint32_t mbarrier, int32_t x,
                                                                        int32_t y, uint16_t cta_mask) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], "
@@ -80,7 +83,8 @@ __device__ __forceinline__ void cp_async_bulk_prefetch_tensor_2d(const TensorMap
 
 // ---- Tiled stores ------------------------------------------------------------------------------------------------------
 
-// What lies outside the tensor is dropped. The source must have been written before a `fence_proxy_async_shared_cta` of each writer.
+// What lies outside the tensor is dropped. The source must have been written before a `fence_proxy_async_shared_cta` of each
+// writer.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d_store(const TensorMap* map, int32_t x, int32_t y, uint32_t shared) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(x), "r"(y), "r"(shared)
                  : "memory");

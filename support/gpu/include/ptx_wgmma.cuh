@@ -1,12 +1,13 @@
 // Tensor cores of a warpgroup (PTX ISA 9.0, section 9.7.15 "wgmma"). sm_90a. Part of ptx.cuh.
 //
-// All 128 threads of four consecutive warps, aligned to 4, execute each of these together with identical descriptors. Order of a product:
-// `wgmma_fence` (the accumulator's, or A's, registers were written by ordinary instructions); one or more `wgmma_m64n*`; `wgmma_commit_group`;
-// `wgmma_wait_group<0>`; only then are the registers touched and the shared operands written again. What ordinary instructions wrote to
-// the shared operands needs a `fence_proxy_async_shared_cta` of the writers first; what TMA wrote needs its mbarrier alone.
+// All 128 threads of four consecutive warps, aligned to 4, execute each of these together with identical descriptors. Order of a
+// product: `wgmma_fence` (the accumulator's, or A's, registers were written by ordinary instructions); one or more `wgmma_m64n*`;
+// `wgmma_commit_group`; `wgmma_wait_group<0>`; only then are the registers touched and the shared operands written again. What
+// ordinary instructions wrote to the shared operands needs a `fence_proxy_async_shared_cta` of the writers first; what TMA wrote
+// needs its mbarrier alone.
 //
-// Accumulator, 64 by N: thread t of the warpgroup (warp w = t/32, lane l = t%32) holds in register i row 16w + l/4 + 8*((i/2)%2), column
-// 8*(i/4) + 2*(l%4) + i%2.
+// Accumulator, 64 by N: thread t of the warpgroup (warp w = t/32, lane l = t%32) holds in register i row 16w + l/4 + 8*((i/2)%2),
+// column 8*(i/4) + 2*(l%4) + i%2.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +18,9 @@ namespace ptx {
 
 enum class WgmmaSwizzle : uint64_t { None = 0, Bytes128 = 1, Bytes64 = 2, Bytes32 = 3 };
 
-// `address` is aligned to 16; the pattern of a swizzle repeats every 8 rows (1024, 512, 256 bytes) from an address aligned to that.
-// K-major with a swizzle as wide as its row: `stride_bytes` from one group of 8 rows to the next, `leading_bytes` unused (give 16). K-major without
-// swizzle: 8x16-byte core matrices, `leading_bytes` apart along K and `stride_bytes` along M or N.
+// `address` is aligned to 16; the pattern of a swizzle repeats every 8 rows (1024, 512, 256 bytes) from an address aligned to
+// that. K-major with a swizzle as wide as its row: `stride_bytes` from one group of 8 rows to the next, `leading_bytes` unused
+// (give 16). K-major without swizzle: 8x16-byte core matrices, `leading_bytes` apart along K and `stride_bytes` along M or N.
 __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t leading_bytes, uint32_t stride_bytes, WgmmaSwizzle swizzle) {
     return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>((leading_bytes & 0x3ffff) >> 4) << 16 |
            static_cast<uint64_t>((stride_bytes & 0x3ffff) >> 4) << 32 | static_cast<uint64_t>(swizzle) << 62;
@@ -41,7 +42,8 @@ __device__ __forceinline__ void wgmma_wait_group() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Keeps the compiler from moving uses of a register across the place of the call: between issue and wait it does not know that WGMMA owns it.
+// Keeps the compiler from moving uses of a register across the place of the call: between issue and wait it does not know that
+// WGMMA owns it.
 __device__ __forceinline__ void wgmma_fence_register(float& x) { asm volatile("" : "+f"(x)::"memory"); }
 
 // ---- Products ----------------------------------------------------------------------------------------------------------

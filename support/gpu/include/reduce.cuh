@@ -1,4 +1,5 @@
-// Reductions over the lanes of a warp and the warps of a block. Sums are binary trees of a fixed shape: the same bits on every run.
+// Reductions over the lanes of a warp and the warps of a block. Sums are binary trees of a fixed shape: the same bits on every
+// run.
 #pragma once
 
 #include "ptx.cuh"
@@ -52,8 +53,8 @@ __device__ __forceinline__ T warp_inclusive_scan(T x, Op op) {
     return x;
 }
 
-// Over a one-dimensional block of WARPS full warps: every thread gets the result. `scratch` is WARPS values of shared memory; it may be used
-// again after the caller's next __syncthreads.
+// Over a one-dimensional block of WARPS full warps: every thread gets the result. `scratch` is WARPS values of shared memory; it
+// may be used again after the caller's next __syncthreads.
 template <int WARPS, class T, class Op>
 __device__ __forceinline__ T block(T x, Op op, T* scratch) {
     static_assert(WARPS > 0 && WARPS <= 32 && (WARPS & (WARPS - 1)) == 0, "a power of two up to 32");
