@@ -19,10 +19,9 @@
 // CLUSTER; SHARED_BYTES (199248) of dynamic shared memory. m, n, k >= 1; tiles_m * tiles_n below 2^31. Programmatic launch: the
 // kernel waits for what it depends on.
 //
-// Roofline (H200: 1979 TFLOP/s dense FP8, 4.8 TB/s): 2mnk flops over mk + nk + 2mn + 4m*k/128 bytes once each; compute-bound
-// where that is above 412 flops a byte, m above about 270 for the weights of DeepSeek-V3. Inside, a slot of 33 KB is 4.2 MFLOP.
-// Promotion costs 64 fma a thread for every 4 wgmma: a quarter of the issue slots of the two consumers together. Not measured on
-// hardware.
+// Roofline (H200: 1979 TFLOP/s dense FP8, 4.8 TB/s): 2mnk flops over mk + nk + 2mn + 4mk/128 bytes, once each; compute-bound
+// where that is above 412 flops a byte, m above about 250 for the weights of DeepSeek-V3. A slot (33 KB, 4.2 MFLOP) takes the
+// tensor cores 512 cycles; its promotion, 64 fma a thread, issues for 128 of them. Not measured on hardware.
 
 #include "pipeline.cuh"
 
@@ -44,7 +43,7 @@ struct alignas(128) Fp8Gemm1d2dParams {
     uint32_t m;          // 528
     uint32_t n;          // 532
     uint32_t k;          // 536
-    uint32_t raster_rows; // 540: row blocks (of 128, or pairs of them) that are worked on together, so that their A and one B stay in L2; >= 1
+    uint32_t raster_rows; // 540: row blocks (of 128 * CLUSTER) that are worked on together, so that their A stays in L2; >= 1
     uint32_t reserved[24]; // 544: zero
 };
 static_assert(sizeof(Fp8Gemm1d2dParams) == 640, "the layout that the host writes");
@@ -75,7 +74,7 @@ struct Tiles {
     uint32_t rows, columns, raster_rows, next, step;
 
     __device__ __forceinline__ explicit Tiles(const Fp8Gemm1d2dParams& p)
-        : rows((p.m - 1) / (BLOCK_M * CLUSTER) + 1), columns((p.n - 1) / BLOCK_N + 1), raster_rows(p.raster_rows),
+        : rows((p.m - 1) / (BLOCK_M * CLUSTER) + 1), columns((p.n - 1) / BLOCK_N + 1), raster_rows(min(p.raster_rows, rows)),
           next(blockIdx.x / CLUSTER), step(gridDim.x / CLUSTER) {}
 
     // False when there is none left. `m` and `n` are the tile's first row and column.
