@@ -20,3 +20,5 @@ mod rng;
 mod sync;
 mod tensor_ops;
 mod warp_ops;
+#[doc(hidden)]
+pub mod race;
