@@ -3,10 +3,10 @@
 //! Trains the default model with several seeds in f32, bf16 and FP8 and compares the main model's mean loss over the last
 //! steps. FP8 passes when it is at most 0.25 % above bf16, or above it by at most twice what bf16 and f32 are apart.
 
-use crate::workspace::{TempFolder, cargo, root};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use xtask::args::{Failure, Parsed};
+use xtask::workspace::{TempFolder, cargo, root};
 
 const PRECISIONS: [&str; 3] = ["f32", "bf16", "fp8"];
 /// Steps at the end that are averaged.

@@ -1,15 +1,16 @@
 //! Project tasks: `cargo xtask help` lists them.
 
+mod bindings;
 mod cuda;
 mod fp8_loss;
 mod manifest;
 mod ptx;
+mod python;
 mod tidy;
-mod workspace;
 
 use std::process::ExitCode;
-use workspace::cargo;
 use xtask::args::Failure;
+use xtask::workspace::cargo;
 
 const USAGE: &str = "\
 usage: cargo xtask TASK
@@ -18,6 +19,7 @@ tasks:
   setup                                    the pinned CUDA toolkit into target/cuda; only what compiles kernels needs it
   ptx [--check] [--jobs N] [CRATE|FILE.cu ...]
                                            kernels/*.cu to ptx/*.ptx, registers and spills; --check: nothing is written, stale files fail
+  bindings [--check]                       what support/gpu knows of the CUDA driver, from cuda.h and cust_raw; --check: stale files fail
   tidy                                     check what the compiler does not: who depends on whom, the shape of a piece, file lengths
   bench [PIECE] [--json FILE] [--threads 1,2] [--quick]
                                            measure every operation of every piece, or of one
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     let result = match task.as_deref() {
         Some("setup") => cuda::setup::run(&rest),
         Some("ptx") => ptx::run(&rest),
+        Some("bindings") => bindings::run(&rest),
         Some("tidy") => tidy::run(&rest),
         Some("bench") => bench(&rest),
         Some("fp8-loss") => fp8_loss::run(&rest),

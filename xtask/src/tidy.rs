@@ -1,11 +1,11 @@
 //! `cargo xtask tidy`: the rules of the workspace that the compiler does not check.
 
 use crate::manifest::Manifest;
-use crate::workspace::{self, directory, list, packages, text};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use xtask::args::{Failure, Parsed};
+use xtask::workspace::{self, directory, list, packages, text};
 
 /// The pieces: crates that another project can depend on alone.
 pub const PIECES: [&str; 6] = ["fp8-gemm", "mla-kernels", "moe-dispatch", "dualpipe", "mtp", "ema-offload"];
@@ -15,6 +15,12 @@ const UNPUBLISHED: [&str; 3] = ["v3-model", "v3-testkit", "xtask"];
 
 /// A file longer than this is cut in two.
 const MOST_LINES: usize = 899;
+
+/// PTX of one folder, in bytes: a crate holds a closed list of kernels.
+const MOST_PTX: u64 = 3_000_000;
+
+/// A file that says this in one of its first lines is made by a program, which is what there is to read.
+const GENERATED: &str = concat!("@gene", "rated");
 
 /// Crates that want CUDA, MPI, libclang or Python when they are built or linked. A trailing `*` stands for any ending.
 const UNWANTED: [&str; 17] = [
@@ -41,6 +47,10 @@ struct Member {
     published: bool,
     /// Name, and whether it is a dev-dependency.
     dependencies: Vec<(String, bool)>,
+    /// Names of the dependencies that are optional.
+    optional: Vec<String>,
+    /// Each feature with what it turns on.
+    features: BTreeMap<String, Vec<String>>,
 }
 
 /// Runs every check and reports all that is wrong.
@@ -51,11 +61,13 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
     let members = members(&metadata, &root).map_err(Failure::task)?;
     let mut problems = vec![];
     check_layers(&members, &mut problems);
+    check_gpu(&members, &mut problems);
     check_default_build(&metadata, &mut problems);
     for member in &members {
         let text = std::fs::read_to_string(member.directory.join("Cargo.toml"))
             .map_err(|e| Failure::task(format!("{}/Cargo.toml: {e}", member.name)))?;
         check_manifest(member, &Manifest::parse(&text), &mut problems);
+        check_ptx(member, &mut problems);
         if member.layer == Layer::Piece {
             check_shape(member, &mut problems);
         }
@@ -97,9 +109,17 @@ fn members(metadata: &Value, root: &Path) -> Result<Vec<Member>, String> {
                 // `publish = false` is an empty list of registries.
                 published: package["publish"].is_null(),
                 dependencies: dependencies.iter().map(|d| (text(d, "name").to_string(), text(d, "kind") == "dev")).collect(),
+                optional: names(dependencies.iter().filter(|d| d["optional"] == true).map(|d| &d["name"])),
+                features: package["features"].as_object().map_or_else(BTreeMap::new, |features| {
+                    features.iter().map(|(name, on)| (name.clone(), names(on.as_array().into_iter().flatten()))).collect()
+                }),
             })
         })
         .collect()
+}
+
+fn names<'a>(values: impl Iterator<Item = &'a Value>) -> Vec<String> {
+    values.filter_map(Value::as_str).map(str::to_string).collect()
 }
 
 /// A piece and a support crate depend on support crates only; testkit is for tests.
@@ -128,6 +148,45 @@ fn check_layers(members: &[Member], problems: &mut Vec<String>) {
         if member.published != expected {
             let what = if expected { "has publish = false, but is for others to use" } else { "lacks publish = false" };
             problems.push(format!("{}: {what}", member.name));
+        }
+    }
+}
+
+/// The emulator is a library by itself; the driver is reached through one crate, behind one feature.
+fn check_gpu(members: &[Member], problems: &mut Vec<String>) {
+    let workspace: Vec<&str> = members.iter().map(|m| m.name.as_str()).collect();
+    for member in members {
+        for (dependency, dev) in &member.dependencies {
+            let testkit = *dev && dependency == "v3-testkit";
+            if member.name == "ptx-emu" && workspace.contains(&dependency.as_str()) && !testkit {
+                problems.push(format!("ptx-emu: depends on {dependency}, but stands alone"));
+            }
+            if !matches("cust*", dependency) {
+                continue;
+            }
+            if member.name != "v3-gpu" {
+                problems.push(format!("{}: depends on {dependency}, which is reached through v3-gpu", member.name));
+            } else if !member.optional.contains(dependency) {
+                problems.push(format!("v3-gpu: {dependency} is not optional"));
+            }
+            let switch = format!("dep:{dependency}");
+            let weak = format!("{dependency}/");
+            for (feature, on) in &member.features {
+                if feature != "cuda" && on.iter().any(|o| *o == switch || o == dependency || o.starts_with(&weak)) {
+                    problems.push(format!("{}: {dependency} belongs to the feature cuda, and '{feature}' has it", member.name));
+                }
+            }
+        }
+    }
+}
+
+/// The PTX of a folder stays small enough to be checked in and packed.
+fn check_ptx(member: &Member, problems: &mut Vec<String>) {
+    for folder in ["ptx", "tests/ptx"] {
+        let entries = std::fs::read_dir(member.directory.join(folder)).into_iter().flatten().flatten();
+        let bytes: u64 = entries.filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum();
+        if bytes > MOST_PTX {
+            problems.push(format!("{}: {folder} holds {bytes} bytes, at most {MOST_PTX} are allowed", member.name));
         }
     }
 }
@@ -205,7 +264,9 @@ fn check_shape(member: &Member, problems: &mut Vec<String>) {
 fn check_text(name: &str, text: &str, problems: &mut Vec<String>) {
     let rust = name.ends_with(".rs");
     let lines = text.lines().count();
-    if rust && lines > MOST_LINES {
+    let code = rust || [".cu", ".cuh", ".c", ".h"].iter().any(|end| name.ends_with(end));
+    let generated = text.lines().take(3).any(|l| l.contains(GENERATED));
+    if code && !generated && lines > MOST_LINES {
         problems.push(format!("{name}: {lines} lines, at most {MOST_LINES} are allowed"));
     }
     let leftovers = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:")];
@@ -240,7 +301,9 @@ fn sources(root: &Path) -> std::io::Result<Vec<PathBuf>> {
             // Built output, version control, runs and the data of tests are not sources.
             if kind.is_dir() && !["target", ".git", "runs", "data"].contains(&name.as_ref()) {
                 folders.push(path);
-            } else if kind.is_file() && [".rs", ".toml", ".md", ".sh", ".py"].iter().any(|end| name.ends_with(end)) {
+            } else if kind.is_file()
+                && [".rs", ".toml", ".md", ".sh", ".py", ".cu", ".cuh", ".c", ".h"].iter().any(|end| name.ends_with(end))
+            {
                 files.push(path);
             }
         }
@@ -261,6 +324,8 @@ mod tests {
             layer,
             published: !UNPUBLISHED.contains(&name),
             dependencies: dependencies.iter().map(|(n, d)| (n.to_string(), *d)).collect(),
+            optional: vec![],
+            features: BTreeMap::new(),
         }
     }
 
@@ -287,6 +352,43 @@ mod tests {
         assert_eq!(layers(vec![member("mtp", Layer::Piece, &[("v3-testkit", false)])]).len(), 1);
         assert_eq!(layers(vec![member("v3-numerics", Layer::Support, &[("mtp", false)])]).len(), 1);
         assert_eq!(layers(vec![Member { published: true, ..member("v3-testkit", Layer::Support, &[]) }]).len(), 1);
+    }
+
+    #[test]
+    fn the_driver_is_behind_one_feature_of_one_crate() {
+        let gpu = |optional: &[&str], features: &[(&str, &str)]| Member {
+            optional: optional.iter().map(|o| o.to_string()).collect(),
+            features: features.iter().map(|(f, on)| (f.to_string(), vec![on.to_string()])).collect(),
+            ..member("v3-gpu", Layer::Support, &[("cust", false), ("ptx-emu", false)])
+        };
+        let problems = |members: Vec<Member>| {
+            let mut problems = vec![];
+            check_gpu(&members, &mut problems);
+            problems
+        };
+        let emulator = || member("ptx-emu", Layer::Support, &[("half", false), ("v3-testkit", true)]);
+        let good = gpu(&["cust"], &[("cuda", "dep:cust"), ("default", "emulator")]);
+        assert_eq!(problems(vec![emulator(), good, member("v3-testkit", Layer::Support, &[])]), [""; 0]);
+        assert_eq!(problems(vec![gpu(&[], &[("cuda", "dep:cust")])]).len(), 1);
+        assert_eq!(problems(vec![gpu(&["cust"], &[("cuda", "dep:cust"), ("other", "dep:cust")])]).len(), 1);
+        assert_eq!(problems(vec![gpu(&["cust"], &[("default", "cust/bytemuck")])]).len(), 1);
+        assert_eq!(problems(vec![member("fp8-gemm", Layer::Piece, &[("cust_raw", false)])]).len(), 1);
+        let leaning = member("ptx-emu", Layer::Support, &[("v3-gpu", true)]);
+        assert_eq!(problems(vec![leaning, gpu(&["cust"], &[("cuda", "dep:cust")])]).len(), 1);
+    }
+
+    #[test]
+    fn ptx_is_weighed() {
+        let folder = xtask::workspace::TempFolder::new("tidy-test").unwrap();
+        let member = Member { directory: folder.path.clone(), ..member("fp8-gemm", Layer::Piece, &[]) };
+        let problems = |bytes: usize| {
+            std::fs::create_dir_all(folder.path.join("ptx")).unwrap();
+            std::fs::write(folder.path.join("ptx/a.sm_80.ptx"), vec![b' '; bytes]).unwrap();
+            let mut problems = vec![];
+            check_ptx(&member, &mut problems);
+            problems.len()
+        };
+        assert_eq!((problems(3_000_000), problems(3_000_001)), (0, 1));
     }
 
     #[test]
@@ -341,6 +443,8 @@ mod tests {
         assert_eq!(problems("a/src/lib.rs", concat!("#[ig", "nore]\n")), 1);
         assert_eq!(problems("a/src/lib.rs", &"\n".repeat(899)), 0);
         assert_eq!(problems("a/src/lib.rs", &"\n".repeat(900)), 1);
+        assert_eq!(problems("a/kernels/k.cu", &"\n".repeat(900)), 1);
+        assert_eq!(problems("a/src/sys.rs", &format!("//! {GENERATED} by a program\n{}", "\n".repeat(900))), 0);
         assert_eq!(problems("a/src/reference.rs", "// unsafe is absent\n"), 0);
         assert_eq!(problems("a/src/reference.rs", concat!("uns", "afe { }\n")), 1);
         assert_eq!(problems("a/src/cpu.rs", concat!("uns", "afe { }\n")), 0);

@@ -1,10 +1,10 @@
 //! The workspace as cargo sees it, and folders that go away by themselves.
 
+use crate::args::Failure;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use xtask::args::Failure;
 
 /// The cargo that runs this program.
 pub fn cargo() -> Command {
@@ -29,7 +29,8 @@ pub fn members_metadata() -> Result<Value, Failure> {
     cargo_metadata(&["--no-deps"])
 }
 
-fn cargo_metadata(extra: &[&str]) -> Result<Value, Failure> {
+/// What `cargo metadata` says with further options.
+pub fn cargo_metadata(extra: &[&str]) -> Result<Value, Failure> {
     let output = cargo()
         .args(["metadata", "--format-version", "1", "--quiet"])
         .args(extra)

@@ -1,16 +1,16 @@
 //! `cargo xtask setup`: the pinned CUDA toolkit, from the Python package index into target/cuda.
 //!
 //! Compiling kernels needs it, and nothing else does: tests run the PTX that is checked in. Nothing outside the target
-//! folder is written. Python fetches and unpacks, because it is what can read the index with the user's own settings.
+//! folder is written.
 
 use super::toolkit::{self, Stamp, Toolkit};
-use super::wheels::{self, COMPILER, HEADER, PROGRAMS, RELEASE, WHEELS};
-use crate::workspace::{self, TempFolder, io};
+use super::wheels::{COMPILER, HEADER, PROGRAMS, RELEASE, WHEELS};
+use crate::python::Python;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use xtask::args::{Failure, Parsed};
+use xtask::workspace::{self, TempFolder, io};
 
 /// An archive without members. `cust_raw` asks the linker for libcuda, from a folder named lib64; the symbols themselves
 /// are defined by v3-gpu, so an empty library is all that has to be found, and no linker minds one.
@@ -74,10 +74,9 @@ fn use_wheels(folder: &Path, new: &Path) -> Result<(), Failure> {
         Err(why) => println!("setup: {why}"),
     }
     let new = TempFolder::at(new.to_path_buf())?;
-    let wheels = new.path.join("wheels");
-    let python = python()?;
-    download(&python, &wheels)?;
-    let tree = unpack(&python, &wheels, &new.path)?;
+    let tree = fetch(&new.path).map_err(|failure| {
+        Failure::task(format!("{} (or set CUDA_PATH to an installed CUDA {RELEASE} toolkit)", failure.message))
+    })?;
     let versions = Toolkit::inspect(&tree.path).map_err(Failure::task)?;
     expect_pinned(&versions).map_err(Failure::task)?;
     Toolkit { root: tree.path.clone(), compiler: COMPILER.into() }.try_out()?;
@@ -132,70 +131,12 @@ fn describe(versions: &BTreeMap<&'static str, String>) -> String {
     versions.iter().map(|(name, version)| format!("{name} {version}")).collect::<Vec<_>>().join(", ")
 }
 
-/// A Python that has pip.
-fn python() -> Result<PathBuf, Failure> {
-    let mut reasons = vec![];
-    for name in ["python3", "python"] {
-        match Command::new(name).args(["-m", "pip", "--version"]).output() {
-            Ok(output) if output.status.success() => return Ok(name.into()),
-            Ok(output) => reasons.push(format!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim())),
-            Err(e) => reasons.push(format!("{name}: {e}")),
-        }
-    }
-    Err(Failure::task(format!(
-        "Python 3 with pip is needed to fetch the CUDA wheels ({}); install it, or set CUDA_PATH to an installed CUDA {RELEASE} toolkit",
-        reasons.join("; ")
-    )))
-}
-
-/// Has pip fetch the wheels and verify their hashes.
-fn download(python: &Path, into: &Path) -> Result<(), Failure> {
-    let (os, architecture) = (std::env::consts::OS, std::env::consts::ARCH);
-    let requirements = wheels::requirements(os, architecture).ok_or_else(|| {
-        Failure::task(format!(
-            "the CUDA wheels are for Linux on x86-64 and AArch64, and this is {os} on {architecture}: set CUDA_PATH to an \
-             installed CUDA {RELEASE} toolkit"
-        ))
-    })?;
-    std::fs::create_dir_all(into).map_err(io(into))?;
-    let list = into.join("requirements.txt");
-    std::fs::write(&list, requirements).map_err(io(&list))?;
-    println!("setup: fetching {} wheels with {} -m pip", WHEELS.len(), python.display());
-    let output = Command::new(python)
-        .args(["-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check", "--no-deps"])
-        .args(["--only-binary=:all:", "--require-hashes", "--requirement"])
-        .arg(&list)
-        .arg("--dest")
-        .arg(into)
-        .output()
-        .map_err(|e| Failure::task(format!("{}: {e}", python.display())))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(Failure::task(format!("pip could not fetch the CUDA wheels: {}", said.trim())));
-    }
-    Ok(())
-}
-
-/// Unpacks every wheel below `new` and gives the folder that holds bin/ and include/.
-fn unpack(python: &Path, wheels: &Path, new: &Path) -> Result<TempFolder, Failure> {
+/// Fetches and unpacks every wheel below `new` and gives the folder that holds bin/ and include/.
+fn fetch(new: &Path) -> Result<TempFolder, Failure> {
+    let python = Python::find()?;
     let unpacked = new.join("unpacked");
-    let mut files: Vec<PathBuf> = std::fs::read_dir(wheels).map_err(io(wheels))?.flatten().map(|e| e.path()).collect();
-    files.retain(|f| f.extension().is_some_and(|x| x == "whl"));
-    files.sort();
-    if files.len() != WHEELS.len() {
-        return Err(Failure::task(format!("pip left {} wheels, {} were asked for", files.len(), WHEELS.len())));
-    }
-    for file in &files {
-        println!("setup: unpacking {}", file.file_name().unwrap_or_default().to_string_lossy());
-        let output = Command::new(python)
-            .args(["-m", "zipfile", "-e"])
-            .args([file.as_path(), &unpacked])
-            .output()
-            .map_err(|e| Failure::task(format!("{}: {e}", python.display())))?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            return Err(Failure::task(format!("{}: {}", file.display(), said.trim())));
-        }
+    for wheel in python.download("setup", &WHEELS, &new.join("wheels"))? {
+        python.unpack("setup", &wheel, &unpacked)?;
     }
     let root = unpacked.join("nvidia/cu13");
     for programs in ["bin", "nvvm/bin"] {
@@ -236,6 +177,8 @@ fn put_in_place(new: TempFolder, folder: &Path) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(unix)]
+    use std::process::Command;
 
     fn pinned() -> BTreeMap<&'static str, String> {
         PROGRAMS.iter().map(|(name, version)| (*name, version.to_string())).chain([("cuda.h", HEADER.to_string())]).collect()

@@ -1,11 +1,11 @@
 //! Where the toolkit is, and what is in it.
 
 use super::wheels::{COMPILER, HEADER, PROGRAMS, RELEASE};
-use crate::workspace::{TempFolder, io};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use xtask::args::Failure;
+use xtask::workspace::{TempFolder, io};
 
 /// The name of the file that is written last, so that a folder with it is whole.
 const STAMP: &str = "setup.txt";

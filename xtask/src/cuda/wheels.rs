@@ -1,5 +1,7 @@
 //! The pinned toolkit: wheels of the Python package index, by version and content.
 
+use crate::python::Wheel;
+
 /// The release whose PTX is checked in. Not newer: PTX of a later release does not load on drivers of the 580 series.
 pub const RELEASE: &str = "13.0";
 /// The compiler of the pinned wheels, to the last digit.
@@ -16,18 +18,6 @@ pub const PROGRAMS: [(&str, &str); 6] = [
     ("nvdisasm", "13.2.86"),
     ("cuobjdump", "13.2.86"),
 ];
-
-/// A wheel.
-pub struct Wheel {
-    /// Its name on the package index.
-    pub name: &'static str,
-    /// Its version.
-    pub version: &'static str,
-    /// SHA-256 of the wheel for Linux on x86-64.
-    x86_64: &'static str,
-    /// SHA-256 of the wheel for Linux on AArch64.
-    aarch64: &'static str,
-}
 
 /// All of them. They unpack into one folder without a file in common.
 pub const WHEELS: [Wheel; 7] = [
@@ -75,16 +65,6 @@ pub const WHEELS: [Wheel; 7] = [
     },
 ];
 
-/// The wheels with their hashes, in the form that `pip --require-hashes` verifies; nothing for a machine without wheels.
-pub fn requirements(os: &str, architecture: &str) -> Option<String> {
-    let hash = |wheel: &Wheel| match (os, architecture) {
-        ("linux", "x86_64") => Some(wheel.x86_64),
-        ("linux", "aarch64") => Some(wheel.aarch64),
-        _ => None,
-    };
-    WHEELS.iter().map(|w| Some(format!("{}=={} --hash=sha256:{}\n", w.name, w.version, hash(w)?))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,14 +75,5 @@ mod tests {
         let hashes: Vec<&str> = WHEELS.iter().flat_map(|w| [w.x86_64, w.aarch64]).collect();
         assert!(hashes.iter().all(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit())));
         assert_eq!(hashes.iter().collect::<BTreeSet<_>>().len(), 2 * WHEELS.len());
-    }
-
-    #[test]
-    fn requirements_name_every_wheel_once() {
-        let text = requirements("linux", "x86_64").unwrap();
-        assert_eq!(text.lines().count(), WHEELS.len());
-        assert!(text.starts_with("nvidia-cuda-nvcc==13.0.88 --hash=sha256:56fe502e"));
-        assert_ne!(text, requirements("linux", "aarch64").unwrap());
-        assert!(requirements("macos", "aarch64").is_none() && requirements("linux", "riscv64").is_none());
     }
 }

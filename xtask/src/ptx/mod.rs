@@ -7,7 +7,6 @@ mod ptxas;
 mod source;
 
 use crate::cuda::Toolkit;
-use crate::workspace::{self, TempFolder, directory, io, relative, text};
 use normal::Places;
 use source::Job;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +15,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use xtask::args::{Failure, Parsed};
+use xtask::workspace::{self, TempFolder, directory, io, relative, text};
 
 /// Device headers that every kernel may include.
 const HEADERS: &str = "support/gpu/include";
