@@ -217,10 +217,18 @@ pub const fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits((bits as u32) << 16)
 }
 
-/// The value of an f16 pattern: exact; a NaN stays NaN.
+/// The value of an f16 pattern: exact, NaN payloads kept.
 #[must_use]
-pub fn f16_to_f32(bits: u16) -> f32 {
-    half::f16::from_bits(bits).to_f32()
+pub const fn f16_to_f32(bits: u16) -> f32 {
+    let sign = (bits as u32 & 0x8000) << 16;
+    let magnitude = (bits as u32 & 0x7fff) << 13;
+    let value = if magnitude >= 0x0f80_0000 {
+        f32::from_bits(magnitude | 0x7f80_0000)
+    } else {
+        // The exponent field is 112 too small, for subnormals as well.
+        f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)
+    };
+    f32::from_bits(value.to_bits() | sign)
 }
 
 /// The value of a tf32 operand of a matrix instruction: the lower 13 bits of the register are dropped (PTX ISA 9.0, section 9.7.15.5.2).
@@ -340,6 +348,17 @@ mod tests {
             }
         }
         best.0
+    }
+
+    /// The `half` crate's conversions serve as oracle.
+    #[test]
+    fn sixteen_bit_values() {
+        for bits in 0..=u16::MAX {
+            let (ours, theirs) = (f16_to_f32(bits), half::f16::from_bits(bits).to_f32());
+            assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()), "{bits:#x}");
+            let (ours, theirs) = (bf16_to_f32(bits), half::bf16::from_bits(bits).to_f32());
+            assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()), "{bits:#x}");
+        }
     }
 
     const PLAIN: Modifiers = Modifiers { satfinite: false, relu: false };

@@ -18,6 +18,7 @@ mod regs;
 mod report;
 mod rng;
 mod sync;
+pub mod tensor;
 mod tensor_ops;
 mod warp_ops;
 #[doc(hidden)]
