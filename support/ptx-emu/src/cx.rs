@@ -84,8 +84,6 @@ pub struct Frame {
 
 /// A warp.
 pub struct Warp {
-    /// Unique over the life of the machine: what the race detector calls it.
-    pub uid: u32,
     /// Number in the block.
     pub index: u32,
     /// Threads that exist and have not exited.
@@ -106,6 +104,8 @@ pub struct Warp {
     pub local: crate::memory::LocalMemory,
     /// Instructions executed.
     pub executed: u64,
+    /// The same, times the lanes that were on.
+    pub thread_executed: u64,
     /// What the warp-level instructions keep.
     pub sync: crate::sync::WarpState,
     /// What matrix instructions keep.
@@ -128,8 +128,8 @@ pub struct Block {
     pub warps: Vec<Option<Box<Warp>>>,
     /// Threads that have not exited.
     pub live_threads: u32,
-    /// What the race detector calls it.
-    pub uid: u32,
+    /// What the race detector calls it, when it is on.
+    pub race: Option<crate::race::BlockId>,
 }
 
 /// The blocks of a cluster (one block where there are no clusters).
@@ -171,6 +171,12 @@ pub struct Cx<'a> {
 }
 
 impl Cx<'_> {
+    /// What the race detector calls this warp; None when it is off.
+    pub fn race_warp(&self) -> Option<crate::race::Warp> {
+        let block = self.blocks[self.rank].race?;
+        Some(crate::race::Warp { block, index: self.warp.index })
+    }
+
     /// This block.
     pub fn block(&mut self) -> &mut Block {
         &mut self.blocks[self.rank]

@@ -135,8 +135,12 @@ pub fn decode(module: &ast::Module) -> Result<Program> {
         signatures.push((params, returns));
     }
     let mut functions = vec![];
+    let mut code_base = 0;
     for (function, (params, returns)) in order.iter().zip(&signatures) {
-        functions.push(decode_function(function, params, returns, &mut symbols, &globals, &functions_by_name, &signatures)?);
+        let mut decoded = decode_function(function, params, returns, &mut symbols, &globals, &functions_by_name, &signatures)?;
+        decoded.code_base = code_base;
+        code_base += decoded.code.len() as u32;
+        functions.push(decoded);
     }
     Ok(Program {
         functions,
@@ -290,6 +294,7 @@ fn decode_function(
         max_threads: list("maxntid").map(|v| v.iter().fold(1u64, |a, &b| a.saturating_mul(b))),
         required_block: list("reqntid").map(dims),
         required_cluster: list("reqnctapercluster").map(dims),
+        code_base: 0,
         code: decoder.code,
         shared: decoder.shared,
         calls: decoder.calls,

@@ -13,17 +13,24 @@ pub struct Fault {
     pub message: String,
     /// A second place, such as the other side of a race.
     pub other: Option<String>,
+    /// What the race detector found: the engine puts it in words.
+    pub race: Option<Box<crate::race::Report>>,
 }
 
 impl Fault {
     /// Of a whole warp instruction.
     pub fn new(kind: Kind, message: impl Into<String>) -> Box<Fault> {
-        Box::new(Fault { kind, lane: None, message: message.into(), other: None })
+        Box::new(Fault { kind, lane: None, message: message.into(), other: None, race: None })
+    }
+
+    /// What the race detector found.
+    pub fn from_race(report: Box<crate::race::Report>) -> Box<Fault> {
+        report.into()
     }
 
     /// Of one lane.
     pub fn at(kind: Kind, lane: usize, message: impl Into<String>) -> Box<Fault> {
-        Box::new(Fault { kind, lane: Some(lane), message: message.into(), other: None })
+        Box::new(Fault { kind, lane: Some(lane), message: message.into(), other: None, race: None })
     }
 }
 

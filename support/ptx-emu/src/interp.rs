@@ -16,6 +16,7 @@ use crate::report::Kind;
 use crate::rng::Rng;
 use crate::{alu, mem_ops, sync, tensor_ops, warp_ops};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Activations of one thread.
 const DEEPEST_CALL: usize = 256;
@@ -91,11 +92,9 @@ pub fn run(warp: &mut Warp, around: &mut Surroundings<'_>, quantum: u64) -> Resu
 
 /// The group to run: one that does not wait, in the innermost activation, furthest behind.
 fn choose(warp: &Warp, around: &mut Surroundings<'_>) -> Option<usize> {
-    let ready = |group: &Group| match &group.wait {
-        None => true,
-        Some(Wait::Converge(mask)) => mask & warp.live & !group.mask == 0,
-        Some(wait) => sync::satisfied(wait, group, warp, around.rank, &around.cluster.blocks, &around.cluster.sync),
-    };
+    let cluster = &*around.cluster;
+    let rank = around.rank;
+    let ready = |group: &Group| ready(group, warp, rank, cluster);
     if let [only] = warp.groups.as_slice() {
         return ready(only).then_some(0);
     }
@@ -117,6 +116,16 @@ fn choose(warp: &Warp, around: &mut Surroundings<'_>) -> Option<usize> {
     best
 }
 
+/// Whether a group does not wait, or what it waits for has come.
+pub fn ready(group: &Group, warp: &Warp, rank: usize, cluster: &Cluster) -> bool {
+    match &group.wait {
+        None => true,
+        Some(Wait::Converge(mask)) => mask & warp.live & !group.mask == 0,
+        Some(Wait::GridDependency) => cluster.launch.prerequisites.iter().all(|l| l.finished.load(Ordering::Acquire)),
+        Some(wait) => sync::satisfied(wait, group, warp, rank, &cluster.blocks, &cluster.sync),
+    }
+}
+
 /// When all groups of a warp wait for each other to arrive, none will: the place to report.
 fn unreachable_convergence(warp: &Warp) -> Option<Located> {
     let inside = |g: &Group| matches!(g.wait, Some(Wait::Converge(_)));
@@ -134,7 +143,11 @@ fn unreachable_convergence(warp: &Warp) -> Option<Located> {
         .collect();
     let mut fault = Fault::new(
         Kind::Divergence,
-        format!("lanes {:#010x} are here and wait for lanes {missing:#010x}, which cannot come: {}", group.mask, elsewhere.join("; ")),
+        format!(
+            "lanes {:#010x} are here and wait for lanes {missing:#010x}, which cannot come: {}",
+            group.mask,
+            elsewhere.join("; ")
+        ),
     );
     fault.lane = lanes(group.mask).next();
     let function = group.frames.last().map_or(0, |f| f.function);
@@ -176,6 +189,7 @@ fn run_group(warp: &mut Warp, around: &mut Surroundings<'_>, launch: &Launch, le
             }
             if let Op::Control(control) = &instr.op {
                 *left -= 1;
+                warp.thread_executed += u64::from(mask.count_ones());
                 if checks.uninitialized && mask != 0 {
                     check_defined(warp, instr, mask).map_err(|f| located(f, mask))?;
                 }
@@ -228,6 +242,7 @@ fn run_group(warp: &mut Warp, around: &mut Surroundings<'_>, launch: &Launch, le
                     }
                     step => {
                         *left -= 1;
+                        warp.thread_executed += u64::from(mask.count_ones());
                         if checks.uninitialized {
                             after(warp, instr, mask);
                         }
@@ -373,7 +388,10 @@ fn transfer(warp: &mut Warp, around: &mut Surroundings<'_>, launch: &Launch, con
                 warp.groups[warp.current].pc = *target;
             } else {
                 if *uniform {
-                    return Err(Fault::new(Kind::Divergence, format!("bra.uni is taken by lanes {mask:#010x} of {all:#010x} only")));
+                    return Err(Fault::new(
+                        Kind::Divergence,
+                        format!("bra.uni is taken by lanes {mask:#010x} of {all:#010x} only"),
+                    ));
                 }
                 part(warp, mask, *target);
                 warp.groups[warp.current].pc += 1;
@@ -671,7 +689,9 @@ fn system_call(
             let texts: Vec<u64> = values.iter().map(|v| pointer(v, lane)).collect();
             let mut cx = bare(warp, around, launch, mask);
             let mut text = |i: usize| {
-                texts.get(i).map_or_else(String::new, |&address| mem_ops::c_string(&mut cx, lane, address).unwrap_or_default())
+                texts
+                    .get(i)
+                    .map_or_else(String::new, |&address| crate::printf::c_string(&mut cx, lane, address).unwrap_or_default())
             };
             let (message, file, function) = (text(0), text(1), text(3));
             let line = texts.get(2).map_or(0, |&l| l as u32);

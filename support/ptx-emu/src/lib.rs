@@ -2,24 +2,35 @@
 
 mod alu;
 pub mod ast;
+mod config;
 mod cx;
 mod decode;
 mod detect;
+mod engine;
 mod error;
 mod fault;
 pub mod formats;
+mod interp;
 mod isa;
 mod machine;
 mod mem_ops;
 mod memory;
 pub mod parse;
+mod printf;
 mod program;
+#[doc(hidden)]
+pub mod race;
 mod regs;
 mod report;
 mod rng;
+mod stream;
 mod sync;
 pub mod tensor;
 mod tensor_ops;
 mod warp_ops;
-#[doc(hidden)]
-pub mod race;
+
+pub use config::{Checks, Config, Fp8Accumulation};
+pub use error::{LaunchError, ParseError};
+pub use machine::{Arg, EventId, Loaded, MOST_SHARED, Machine, Module, Shape, StreamId, explore};
+pub use memory::{Memory, MemoryError};
+pub use report::{Kind, Report, Site, ThreadId};

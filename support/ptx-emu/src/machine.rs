@@ -383,7 +383,11 @@ impl Machine {
         let explicit_cluster = shape.cluster.is_some() || function.required_cluster.is_some();
         let cluster = match (shape.cluster, function.required_cluster) {
             (Some(asked), Some(required)) if asked != required => {
-                return Err(LaunchError::Cluster { cluster: asked, grid: shape.grid, what: "the kernel requires another cluster" });
+                return Err(LaunchError::Cluster {
+                    cluster: asked,
+                    grid: shape.grid,
+                    what: "the kernel requires another cluster",
+                });
             }
             (asked, required) => asked.or(required).unwrap_or([1; 3]),
         };
@@ -405,7 +409,12 @@ impl Machine {
         let mut params = vec![0; function.param_size as usize];
         for (i, (param, arg)) in function.params.iter().zip(args).enumerate() {
             if arg.0.len() != param.size as usize {
-                return Err(LaunchError::ArgumentSize { kernel: kernel.into(), index: i, expected: param.size, got: arg.0.len() });
+                return Err(LaunchError::ArgumentSize {
+                    kernel: kernel.into(),
+                    index: i,
+                    expected: param.size,
+                    got: arg.0.len(),
+                });
             }
             params[param.offset as usize..][..arg.0.len()].copy_from_slice(&arg.0);
         }

@@ -87,6 +87,8 @@ pub struct Function {
     pub is_entry: bool,
     /// Instructions; empty for a declaration.
     pub code: Vec<Instr>,
+    /// Number of its first instruction among all of the program.
+    pub code_base: u32,
     /// Whether it has a body.
     pub defined: bool,
     /// Slots of registers.

@@ -173,8 +173,7 @@ impl State {
             return Err(LaunchError::Stopped(report.to_string()));
         }
         let known = self.host_knows.clone();
-        let stream =
-            self.streams.get_mut(stream).ok_or(LaunchError::Stream { what: "it belongs to another machine" })?;
+        let stream = self.streams.get_mut(stream).ok_or(LaunchError::Stream { what: "it belongs to another machine" })?;
         stream.knows.extend(known);
         stream.queue.push_back(command);
         Ok(())
