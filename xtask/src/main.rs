@@ -1,7 +1,9 @@
 //! Project tasks: `cargo xtask help` lists them.
 
 mod bindings;
+mod bundle;
 mod cuda;
+mod explore;
 mod fp8_loss;
 mod manifest;
 mod ptx;
@@ -20,6 +22,8 @@ tasks:
   ptx [--check] [--jobs N] [CRATE|FILE.cu ...]
                                            kernels/*.cu to ptx/*.ptx, registers and spills; --check: nothing is written, stale files fail
   bindings [--check]                       what support/gpu knows of the CUDA driver, from cuda.h and cust_raw; --check: stale files fail
+  gpu-bundle [--out DIR]                   test programs and PTX in one folder, for a machine with a GPU and nothing else
+  explore [--seeds 200] [CRATE ...]        emulator tests under many schedules
   tidy                                     check what the compiler does not: who depends on whom, the shape of a piece, file lengths
   bench [PIECE] [--json FILE] [--threads 1,2] [--quick]
                                            measure every operation of every piece, or of one
@@ -34,6 +38,8 @@ fn main() -> ExitCode {
         Some("setup") => cuda::setup::run(&rest),
         Some("ptx") => ptx::run(&rest),
         Some("bindings") => bindings::run(&rest),
+        Some("gpu-bundle") => bundle::run(&rest),
+        Some("explore") => explore::run(&rest),
         Some("tidy") => tidy::run(&rest),
         Some("bench") => bench(&rest),
         Some("fp8-loss") => fp8_loss::run(&rest),
