@@ -27,6 +27,7 @@ mod stream;
 mod sync;
 pub mod tensor;
 mod tensor_ops;
+pub mod tma;
 mod warp_ops;
 
 pub use config::{Checks, Config, Fp8Accumulation};
