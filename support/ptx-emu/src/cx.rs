@@ -50,6 +50,8 @@ pub enum Wait {
     Mbarrier { rank: u32, address: u32, parity: bool },
     /// Launches this one depends on.
     GridDependency,
+    /// That the block's pool has this many registers a thread for the warp (`setmaxnreg.inc`).
+    Registers { count: u32 },
     /// A whole warpgroup's arrival at a warpgroup instruction.
     Warpgroup { generation: u64 },
 }

@@ -658,6 +658,10 @@ fn exit(warp: &mut Warp, around: &mut Surroundings<'_>, mask: Mask) -> Exec {
     }
     let rank = around.rank;
     around.cluster.blocks[rank].live_threads -= mask.count_ones();
+    let block = &mut around.cluster.blocks[rank];
+    if block.live_threads == 0 && !std::mem::replace(&mut block.sync.released, true) {
+        around.cluster.launch.released.fetch_add(1, Ordering::AcqRel);
+    }
     around.env.progress();
     sync::exited(&mut around.cluster.blocks, &mut around.cluster.sync, rank, warp)
 }

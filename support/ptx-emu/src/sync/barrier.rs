@@ -141,6 +141,11 @@ struct Finished {
 }
 
 impl Barrier {
+    /// What threads that arrive without waiting release into.
+    pub fn released(&mut self) -> &mut SyncVar {
+        &mut self.released
+    }
+
     /// Threads that have arrived in this phase.
     fn threads(&self, exited: Mask) -> u32 {
         let arrived = if self.all { self.arrived | exited } else { self.arrived };
@@ -211,7 +216,8 @@ pub fn exec(op: &Bar, cx: &mut Cx<'_>) -> Exec<Step> {
             let counts = cx.get64(count);
             let count = cx.uniform(&counts, "the barrier's count of threads")? as u32;
             if count == 0 || !count.is_multiple_of(32) {
-                let message = format!("named barrier {id}: a count of {count} threads is not a positive multiple of the warp's 32");
+                let message =
+                    format!("named barrier {id}: a count of {count} threads is not a positive multiple of the warp's 32");
                 return Err(Fault::new(Kind::BarrierMisuse, message));
             }
             if count > block {

@@ -1,50 +1,151 @@
 //! Barriers, mbarriers, fences, asynchronous copies and what keeps track of them: decoding and executing.
 
+mod barrier;
+mod cluster;
+mod fence;
+mod hooks;
+mod io;
+mod mbarrier;
+mod misc;
+mod parts;
+mod phase;
+
 use crate::ast::Instruction;
 use crate::cx::{Block, Cx, Group, Step, Wait, Warp};
 use crate::decode::{Decoder, Result};
 use crate::detect::Detector;
-use crate::fault::Exec;
+use crate::fault::{Exec, Fault};
+use crate::isa::Src;
 use crate::machine::{Env, Launch};
+use crate::regs::{LANES, Mask};
+use crate::report::Kind;
 use crate::rng::Rng;
 
 /// A decoded instruction of this family.
 #[derive(Debug)]
-pub enum SyncOp {}
+pub enum SyncOp {
+    /// `bar`, `barrier.cta`
+    Bar(barrier::Bar),
+    /// `bar.warp.sync`
+    WarpBarrier {
+        /// Lanes that meet.
+        members: Src,
+    },
+    /// `barrier.cluster`
+    ClusterBarrier(cluster::ClusterBarrierOp),
+    /// `mbarrier`
+    Mbarrier(mbarrier::MbarrierOp),
+    /// `fence`, `membar`
+    Fence(fence::FenceOp),
+    /// `griddepcontrol`, `nanosleep`, `setmaxnreg`
+    Misc(misc::MiscOp),
+}
 
 /// What a warp keeps: groups of asynchronous copies, warp barriers.
 #[derive(Debug, Default)]
-pub struct WarpState {}
+pub struct WarpState {
+    barriers: barrier::WarpBarriers,
+    cluster: cluster::Arrivals,
+}
 
-/// What a block keeps: named barriers, the multiprocessor it runs on.
+/// What a block keeps: named barriers, mbarriers, the multiprocessor it runs on.
 #[derive(Debug, Default)]
 pub struct BlockState {
     /// `%smid`.
     pub sm: u32,
+    /// It executed `griddepcontrol.launch_dependents`.
+    pub released: bool,
+    barriers: [barrier::Barrier; barrier::BARRIERS as usize],
+    /// Warps all of whose threads have exited.
+    exited_warps: Mask,
+    /// Threads that have exited, by warp.
+    exited: Vec<Mask>,
+    mbarriers: mbarrier::Objects,
+    registers: misc::Registers,
+}
+
+impl BlockState {
+    /// The shared address of an mbarrier that these bytes overlap: writing them with anything but `mbarrier` instructions is an error as long as the object
+    /// is not invalidated.
+    pub fn mbarrier_at(&self, address: u32, size: u32) -> Option<u32> {
+        self.mbarriers.overlapping(address, size)
+    }
 }
 
 /// What a cluster keeps: its barrier, asynchronous operations in flight.
 #[derive(Debug, Default)]
-pub struct ClusterState {}
+pub struct ClusterState {
+    barrier: cluster::ClusterBarrier,
+}
 
 /// Decodes one.
 pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<SyncOp> {
-    Err(decoder.unknown(instruction))
+    let opcode: Vec<&str> = instruction.opcode.iter().map(String::as_str).collect();
+    match opcode.as_slice() {
+        ["barrier", "cluster", ..] => cluster::decode(decoder, instruction),
+        ["bar" | "barrier", ..] => barrier::decode(decoder, instruction),
+        ["mbarrier", ..] => mbarrier::decode(decoder, instruction),
+        ["fence" | "membar", ..] => fence::decode(decoder, instruction),
+        ["griddepcontrol" | "nanosleep" | "setmaxnreg", ..] => misc::decode(decoder, instruction),
+        _ => Err(decoder.unknown(instruction)),
+    }
 }
 
 /// Executes one.
-pub fn exec(op: &SyncOp, _cx: &mut Cx<'_>) -> Exec<Step> {
-    match *op {}
+pub fn exec(op: &SyncOp, cx: &mut Cx<'_>) -> Exec<Step> {
+    match op {
+        SyncOp::Bar(op) => barrier::exec(op, cx),
+        SyncOp::WarpBarrier { members } => barrier::exec_warp(members, cx),
+        SyncOp::ClusterBarrier(op) => cluster::exec(*op, cx),
+        SyncOp::Mbarrier(op) => mbarrier::exec(op, cx),
+        SyncOp::Fence(op) => fence::exec(*op, cx),
+        SyncOp::Misc(op) => misc::exec(op, cx),
+    }
+}
+
+/// Before an `.aligned` instruction: all live lanes of the warp must be here, and none may skip it by its guard.
+fn converge(cx: &Cx<'_>) -> Exec<Option<Wait>> {
+    let live = cx.warp.live;
+    if cx.mask == live {
+        return Ok(None);
+    }
+    let here = cx.warp.groups.get(cx.warp.current).map_or(0, |g| g.mask);
+    let skip = here & !cx.mask & live;
+    if skip != 0 {
+        let message = format!("all threads of a warp must execute it together, the guard is false in lanes {skip:#010x}");
+        return Err(Fault::at(Kind::Divergence, skip.trailing_zeros() as usize % LANES, message));
+    }
+    Ok(Some(Wait::Converge(live)))
 }
 
 /// Whether what a group waits for has come: then its instruction runs again. Polled by the engine.
-pub fn satisfied(_wait: &Wait, _group: &Group, _warp: &Warp, _rank: usize, _blocks: &[Block], _cluster: &ClusterState) -> bool {
-    false
+pub fn satisfied(wait: &Wait, group: &Group, warp: &Warp, rank: usize, blocks: &[Block], cluster: &ClusterState) -> bool {
+    match *wait {
+        Wait::Barrier { id, generation } => blocks.get(rank).is_none_or(|b| barrier::passed(b, id, generation)),
+        Wait::WarpBarrier { .. } => warp.sync.barriers.passed(group.mask, warp.live),
+        Wait::ClusterBarrier { generation } => cluster.barrier.generation > generation,
+        Wait::Mbarrier { rank, address, parity } => mbarrier::passed(blocks, rank, address, parity),
+        Wait::Registers { count } => blocks.get(rank).is_none_or(|b| misc::enough_registers(b, warp.index, count)),
+        // Waits of others: the engine's own, and those of matrix instructions.
+        Wait::Converge(_) | Wait::GridDependency | Wait::Warpgroup { .. } => false,
+    }
 }
 
 /// In words, what a group waits for: "named barrier 1: 96 of 128 threads have arrived".
-pub fn describe(_wait: &Wait, _warp: &Warp, _rank: usize, _blocks: &[Block], _cluster: &ClusterState) -> String {
-    String::new()
+pub fn describe(wait: &Wait, warp: &Warp, rank: usize, blocks: &[Block], cluster: &ClusterState) -> String {
+    let Some(block) = blocks.get(rank) else { return String::new() };
+    match *wait {
+        Wait::Barrier { id, .. } => {
+            block.sync.barriers.get(id as usize).map_or_else(String::new, |b| b.describe(id, block.sync.exited_warps))
+        }
+        Wait::WarpBarrier { members, .. } => warp.sync.barriers.describe(members, warp.live),
+        Wait::ClusterBarrier { .. } => cluster.barrier.describe(),
+        Wait::Mbarrier { rank, address, parity } => mbarrier::describe(blocks, rank, address, parity),
+        Wait::Registers { count } => misc::describe(block, warp.index, count),
+        Wait::Converge(mask) => format!("waits for lanes {mask:#010x} of its warp"),
+        Wait::GridDependency => "waits for the launches before it".into(),
+        Wait::Warpgroup { .. } => "waits for the other warps of its warpgroup".into(),
+    }
 }
 
 /// Asynchronous operations in flight that could complete now.
@@ -65,6 +166,18 @@ pub fn advance(
 }
 
 /// Called when threads of a warp exit: barriers no longer wait for them.
-pub fn exited(_blocks: &mut [Block], _cluster: &mut ClusterState, _rank: usize, _warp: &Warp) -> Exec {
+pub fn exited(blocks: &mut [Block], cluster: &mut ClusterState, rank: usize, warp: &Warp) -> Exec {
+    let Some(block) = blocks.get_mut(rank) else { return Ok(()) };
+    let warps = block.warps.len();
+    let state = &mut block.sync;
+    state.exited.resize(warps, 0);
+    let gone = warp.exists & !warp.live;
+    let Some(before) = state.exited.get_mut(warp.index as usize) else { return Ok(()) };
+    let newly = gone & !std::mem::replace(before, gone);
+    barrier::exited(state, warp);
+    cluster::exited(cluster, warp, newly);
+    if warp.live == 0 {
+        misc::exited(block, warp.index)?;
+    }
     Ok(())
 }

@@ -139,7 +139,9 @@ pub fn locate(cx: &Cx<'_>, address: u64, window: Window, lane: usize, what: &str
         return Err(Fault::at(
             Kind::OutOfBounds,
             lane,
-            format!("{what}: shared address {offset:#x} is that of block {rank} of the cluster, the instruction takes only its own block's"),
+            format!(
+                "{what}: shared address {offset:#x} is that of block {rank} of the cluster, the instruction takes only its own block's"
+            ),
         ));
     }
     Ok(place)
@@ -154,7 +156,9 @@ pub fn check_shared(cx: &Cx<'_>, place: Place, size: u64, align: u32, lane: usiz
         return Err(Fault::at(
             Kind::OutOfBounds,
             lane,
-            format!("{what}: {size} bytes at shared address {address:#x}{whose}, where shared memory is {SHARED_START:#x} to {end:#x}"),
+            format!(
+                "{what}: {size} bytes at shared address {address:#x}{whose}, where shared memory is {SHARED_START:#x} to {end:#x}"
+            ),
         ));
     }
     if !address.is_multiple_of(align) {

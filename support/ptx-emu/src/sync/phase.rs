@@ -57,7 +57,13 @@ impl fmt::Display for Misuse {
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let arrived = self.expected.saturating_sub(self.pending);
-        write!(f, "phase of parity {}: {arrived} of {} arrivals, transaction count {}", self.parity(), self.expected, self.tx)
+        write!(
+            f,
+            "phase of parity {}: {arrived} of {} arrivals, transaction count {}",
+            u8::from(self.parity()),
+            self.expected,
+            self.tx
+        )
     }
 }
 
