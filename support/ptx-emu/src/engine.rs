@@ -187,7 +187,7 @@ impl Engine {
             .map(|(rank, (index, race))| Block {
                 index,
                 shared: SharedMemory::new(launch.shared_size, track),
-                sync: sync::BlockState { sm: (sm + rank as u32) % launch.sm_count, ..Default::default() },
+                sync: sync::BlockState::new((sm + rank as u32) % launch.sm_count),
                 tensor: Default::default(),
                 warps: warps(&launch),
                 live_threads: launch.threads(),

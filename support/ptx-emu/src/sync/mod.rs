@@ -65,6 +65,11 @@ pub struct BlockState {
 }
 
 impl BlockState {
+    /// Of a block on this multiprocessor.
+    pub fn new(sm: u32) -> BlockState {
+        BlockState { sm, ..BlockState::default() }
+    }
+
     /// The shared address of an mbarrier that these bytes overlap: writing them with anything but `mbarrier` instructions is an error as long as the object
     /// is not invalidated.
     pub fn mbarrier_at(&self, address: u32, size: u32) -> Option<u32> {
