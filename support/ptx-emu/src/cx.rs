@@ -122,6 +122,8 @@ pub struct Block {
     pub index: [u32; 3],
     /// Shared memory.
     pub shared: SharedMemory,
+    /// Global memory as this block sees it: the allocations at hand.
+    pub view: crate::memory::View,
     /// Named barriers and the like.
     pub sync: crate::sync::BlockState,
     /// Warpgroup state.

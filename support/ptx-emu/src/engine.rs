@@ -187,6 +187,7 @@ impl Engine {
             .map(|(rank, (index, race))| Block {
                 index,
                 shared: SharedMemory::new(launch.shared_size, track),
+                view: Default::default(),
                 sync: sync::BlockState::new((sm + rank as u32) % launch.sm_count),
                 tensor: Default::default(),
                 warps: warps(&launch),

@@ -33,5 +33,5 @@ mod warp_ops;
 pub use config::{Checks, Config, Fp8Accumulation};
 pub use error::{LaunchError, ParseError};
 pub use machine::{Arg, EventId, Loaded, MOST_SHARED, Machine, Module, Shape, StreamId, explore};
-pub use memory::{Memory, MemoryError};
+pub use memory::{AllocOptions, Allocation, AllocationInfo, Memory, MemoryError, Usage};
 pub use report::{Kind, Report, Site, ThreadId};

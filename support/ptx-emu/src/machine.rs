@@ -4,7 +4,7 @@ use crate::ast::Space;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{LaunchError, ParseError};
-use crate::memory::Memory;
+use crate::memory::{AllocOptions, Memory};
 use crate::program::{Program, Target};
 use crate::report::Report;
 use crate::stream::{Command, State, Waiting};
@@ -307,15 +307,20 @@ impl Machine {
             if symbol.is_extern && symbol.init.is_empty() {
                 return Err(LaunchError::Extern { name: symbol.name.clone() });
             }
-            *address = memory.alloc(device, symbol.size.max(1)).map_err(LaunchError::Memory)?;
+            let options = AllocOptions {
+                align: u64::from(symbol.align),
+                constant: symbol.space == Space::Const,
+                name: Some(Arc::from(symbol.name.as_str())),
+            };
+            *address = memory.alloc_with(device, symbol.size.max(1), &options).map_err(LaunchError::Memory)?;
         }
         for (symbol, &address) in program.symbols.iter().zip(&addresses) {
             if symbol.space == Space::Shared {
                 continue;
             }
-            // Variables without initial values are zero.
+            // Variables without initial values are zero, as new memory is.
+            memory.define(address, symbol.size.max(1)).map_err(LaunchError::Memory)?;
             let mut bytes = symbol.init.clone();
-            bytes.resize(symbol.size.max(1) as usize, 0);
             for relocation in &symbol.relocations {
                 let base = match relocation.target {
                     Target::Symbol(id) => addresses[id as usize],
