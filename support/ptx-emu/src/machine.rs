@@ -150,6 +150,12 @@ impl Module {
         Some(self.program.shared_layout(*self.program.by_name.get(kernel)?).1)
     }
 
+    /// Most threads of a block of a kernel.
+    pub fn max_threads(&self, kernel: &str) -> Option<u32> {
+        let function = &self.program.functions[*self.program.by_name.get(kernel)? as usize];
+        function.is_entry.then(|| function.max_threads.unwrap_or(1024).min(1024) as u32)
+    }
+
     /// `sm_90a` and the like.
     pub fn target(&self) -> &str {
         &self.program.target
@@ -511,6 +517,15 @@ impl Machine {
     pub fn thread_instructions(&self) -> u64 {
         self.state().thread_instructions
     }
+}
+
+/// Blocks of this many threads and bytes of shared memory that are resident on one multiprocessor at a time, by Hopper's limits on
+/// threads (2048), blocks (32) and shared memory (228 KiB, 1 KiB of it reserved for each block). Registers are not counted: PTX does
+/// not say how many a kernel takes.
+pub fn blocks_per_sm(threads: u32, shared: u32) -> u32 {
+    let by_threads = 2048 / threads.max(1).next_multiple_of(32);
+    let by_shared = (228 * 1024) / shared.saturating_add(1024);
+    by_threads.min(by_shared).min(32)
 }
 
 /// Runs `n` seeds of the same test, each on machines of its own: `test` gets the settings to use. Returns the first failure with its

@@ -279,9 +279,8 @@ impl State {
                 let launch: Arc<Launch> = Arc::from(launch);
                 stream.running.push(Arc::clone(&launch));
                 let total = launch.blocks() / u64::from(launch.cluster_size());
-                let by_threads = 2048 / launch.threads().next_multiple_of(32).max(1);
-                let by_shared = 233_472 / (launch.shared_size.max(1024));
-                let fit = by_threads.min(by_shared).clamp(1, 32);
+                let shared = launch.shared_size - crate::cx::SHARED_START;
+                let fit = crate::machine::blocks_per_sm(launch.threads(), shared).max(1);
                 self.running.push(Running { launch, stream: i, next: 0, total, done: 0, share: 1.0 / f64::from(fit) });
             }
             Command::Copy { to, from, bytes } => env.memory.copy(to, from, bytes)?,

@@ -1,0 +1,282 @@
+//! Devices, modules and kernels.
+
+use crate::buffer::DevicePtr;
+use crate::driver::{Driver, Handle};
+use crate::stream::{Event, Stream};
+use crate::{Error, Pinned, Result, TensorMap, TensorMapDesc};
+use bytemuck::Pod;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What executes kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Backend {
+    /// The emulator of PTX on the CPU.
+    Emulator,
+    /// An NVIDIA GPU through the CUDA driver.
+    Cuda,
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Backend::Emulator => "emulator",
+            Backend::Cuda => "cuda",
+        })
+    }
+}
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceInfo {
+    /// Name, as the driver has it.
+    pub name: String,
+    /// (9, 0) for Hopper.
+    pub compute_capability: (u32, u32),
+    /// Multiprocessors.
+    pub sm_count: u32,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Most shared memory of a block, in bytes.
+    pub max_shared_per_block: u32,
+    /// Bytes of L2.
+    pub l2_bytes: u64,
+    /// Version of the driver, or of the emulator.
+    pub driver: String,
+}
+
+/// What a kernel is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KernelInfo {
+    /// Name.
+    pub name: String,
+    /// Bytes of each parameter.
+    pub params: Vec<u32>,
+    /// Most threads of a block.
+    pub max_threads: u32,
+    /// Bytes of static shared memory.
+    pub static_shared: u32,
+    /// Registers of a thread; None where the back end does not know.
+    pub registers: Option<u32>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) driver: Box<dyn Driver>,
+    /// Live allocations of this context and of the peers it may access: address, bytes.
+    live: Mutex<BTreeMap<u64, u64>>,
+    peers: Mutex<Vec<Arc<Context>>>,
+}
+
+impl Context {
+    fn live(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn add(&self, address: u64, bytes: u64) {
+        self.live().insert(address, bytes);
+    }
+
+    pub(crate) fn remove(&self, address: u64) {
+        self.live().remove(&address);
+    }
+
+    /// Whether an address lies in a live allocation of this context or of a peer.
+    pub(crate) fn owns(&self, address: u64) -> bool {
+        let here = |c: &Context| c.live().range(..=address).next_back().is_some_and(|(&a, &n)| address - a < n.max(1));
+        here(self) || self.peers.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|p| here(p))
+    }
+}
+
+/// A device, with its context. Clones are the same device.
+#[derive(Debug, Clone)]
+pub struct Device {
+    pub(crate) context: Arc<Context>,
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Device) -> bool {
+        Arc::ptr_eq(&self.context, &other.context)
+    }
+}
+
+impl Device {
+    #[cfg_attr(not(any(feature = "emulator", feature = "cuda")), allow(dead_code))] // without a back end there is no device
+    pub(crate) fn new(driver: Box<dyn Driver>) -> Device {
+        Device { context: Arc::new(Context { driver, live: Mutex::default(), peers: Mutex::default() }) }
+    }
+
+    pub(crate) fn driver(&self) -> &dyn Driver {
+        &*self.context.driver
+    }
+
+    /// The devices of a new emulated machine.
+    #[cfg(feature = "emulator")]
+    pub fn emulated(config: &crate::EmulatorConfig) -> Result<Vec<Device>> {
+        crate::emulator::devices(config)
+    }
+
+    /// A GPU by its number. [`Error::NoDevice`] where there is no driver or no such GPU; [`Error::Unsupported`] where this crate was built
+    /// without `cuda`.
+    pub fn cuda(ordinal: u32) -> Result<Device> {
+        #[cfg(feature = "cuda")]
+        return crate::cuda::device(ordinal);
+        #[cfg(not(feature = "cuda"))]
+        Err(Error::Unsupported { what: format!("CUDA device {ordinal}: v3-gpu was built without its feature cuda") })
+    }
+
+    /// The number of GPUs. [`Error::NoDevice`] where there is no driver.
+    pub fn cuda_count() -> Result<u32> {
+        #[cfg(feature = "cuda")]
+        return crate::cuda::count();
+        #[cfg(not(feature = "cuda"))]
+        Err(Error::Unsupported { what: "v3-gpu was built without its feature cuda".into() })
+    }
+
+    /// What executes kernels.
+    pub fn backend(&self) -> Backend {
+        self.driver().backend()
+    }
+
+    /// Its number among the devices of its back end.
+    pub fn ordinal(&self) -> u32 {
+        self.driver().ordinal()
+    }
+
+    /// What it is.
+    pub fn info(&self) -> Result<DeviceInfo> {
+        self.driver().info()
+    }
+
+    /// Waits for everything queued on the device.
+    pub fn synchronize(&self) -> Result<()> {
+        self.driver().synchronize()
+    }
+
+    /// A new stream.
+    pub fn stream(&self) -> Result<Stream> {
+        Stream::new(self)
+    }
+
+    /// A new event. With `timing`, [`Event::elapsed_ms`] can be asked of it.
+    pub fn event(&self, timing: bool) -> Result<Event> {
+        Event::new(self, timing)
+    }
+
+    /// Loads a PTX module: compiles it for the device, or decodes it for the emulator.
+    pub fn module(&self, ptx: &str) -> Result<Module> {
+        let handle = self.driver().module_load(ptx)?;
+        Ok(Module { inner: Arc::new(ModuleInner { device: self.clone(), handle }) })
+    }
+
+    /// Host memory that this device (and with the CUDA driver all devices) can reach, and that copies need not stage. Zeroed.
+    pub fn pinned<T: Pod>(&self, len: usize) -> Result<Pinned<T>> {
+        Pinned::new(self, len)
+    }
+
+    /// Encodes a tensor map.
+    pub fn tensor_map(&self, desc: &TensorMapDesc) -> Result<TensorMap> {
+        if desc.address.0 == 0 || !self.context.owns(desc.address.0) {
+            return Err(Error::DeadPointer { index: 0, address: desc.address.0 });
+        }
+        self.driver().tensor_map(desc).map(TensorMap)
+    }
+
+    /// Encodes a tensor map of memory that is not this crate's: the address is not looked up.
+    pub fn tensor_map_raw(&self, desc: &TensorMapDesc) -> Result<TensorMap> {
+        self.driver().tensor_map(desc).map(TensorMap)
+    }
+
+    /// Whether kernels of this device can be given access to the other's memory.
+    pub fn can_access_peer(&self, other: &Device) -> Result<bool> {
+        self.driver().can_access_peer(other.driver())
+    }
+
+    /// Gives kernels of this device access to the other's memory. Doing so again changes nothing.
+    pub fn enable_peer_access(&self, other: &Device) -> Result<()> {
+        if self == other {
+            return Err(Error::WrongDevice { what: "the peer is the device itself, not another: it" });
+        }
+        let mut peers = self.context.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if peers.iter().any(|p| Arc::ptr_eq(p, &other.context)) {
+            return Ok(());
+        }
+        self.driver().enable_peer_access(other.driver())?;
+        peers.push(Arc::clone(&other.context));
+        Ok(())
+    }
+
+    /// The driver's context (`CUcontext`) as an integer, for other libraries; None for the emulator.
+    pub fn raw_context(&self) -> Option<u64> {
+        #[cfg(feature = "cuda")]
+        return crate::cuda::raw_context(self.driver());
+        #[cfg(not(feature = "cuda"))]
+        None
+    }
+}
+
+#[derive(Debug)]
+struct ModuleInner {
+    device: Device,
+    handle: Handle,
+}
+
+impl Drop for ModuleInner {
+    fn drop(&mut self) {
+        // Nobody can be told; the context frees it at the latest.
+        let _ = self.device.driver().module_unload(self.handle);
+    }
+}
+
+/// A loaded module. Clones are the same module; it is unloaded with the last of them and of its kernels.
+#[derive(Debug, Clone)]
+pub struct Module {
+    inner: Arc<ModuleInner>,
+}
+
+impl Module {
+    /// A kernel by name.
+    pub fn kernel(&self, name: &str) -> Result<Kernel> {
+        let (handle, info) = self.inner.device.driver().kernel(self.inner.handle, name)?;
+        Ok(Kernel { module: self.clone(), handle, info: Arc::new(info) })
+    }
+
+    /// Address and bytes of a `__device__` or `__constant__` variable.
+    pub fn global(&self, name: &str) -> Result<(DevicePtr, u64)> {
+        let (address, bytes) = self.inner.device.driver().global(self.inner.handle, name)?;
+        Ok((DevicePtr(address), bytes))
+    }
+
+    /// The device it is loaded on.
+    pub fn device(&self) -> &Device {
+        &self.inner.device
+    }
+}
+
+/// A kernel of a loaded module.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    module: Module,
+    pub(crate) handle: Handle,
+    info: Arc<KernelInfo>,
+}
+
+impl Kernel {
+    /// What it is.
+    pub fn info(&self) -> &KernelInfo {
+        &self.info
+    }
+
+    /// The device it is loaded on.
+    pub fn device(&self) -> &Device {
+        self.module.device()
+    }
+
+    /// Blocks of this kernel that fit on one multiprocessor at a time.
+    pub fn occupancy(&self, threads: u32, dynamic_shared: u32) -> Result<u32> {
+        self.device().driver().occupancy(self.handle, threads, dynamic_shared)
+    }
+}
