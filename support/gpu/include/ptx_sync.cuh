@@ -18,6 +18,9 @@ __device__ __forceinline__ void bar_arrive(uint32_t barrier, uint32_t threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+// As __syncthreads, but threads of a warp may reach it at different places and times.
+__device__ __forceinline__ void barrier_sync(uint32_t barrier) { asm volatile("barrier.sync %0;" ::"r"(barrier) : "memory"); }
+
 // ---- Fences ------------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void fence_acq_rel_cta() { asm volatile("fence.acq_rel.cta;" ::: "memory"); }
