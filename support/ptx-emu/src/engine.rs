@@ -26,6 +26,9 @@ const SUSPICIOUS: u64 = 100_000;
 /// Instructions of all active clusters after which one more is started.
 const PATIENCE: u64 = 30_000;
 
+/// Instructions without any visible change after which one more is started with every slice.
+const POLLING: u64 = 3_000;
+
 /// What one slice of work came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slice {
@@ -92,7 +95,9 @@ impl Engine {
     /// Starts clusters and gives one of the active ones a turn.
     fn slice(&mut self, inner: &Inner) -> Result<Slice, Report> {
         let env = &inner.env;
-        let crowded = self.active.len() >= self.window && self.since_start < PATIENCE * self.active.len() as u64;
+        // Blocks that only poll may be waiting for some that have not started.
+        let crowded =
+            self.active.len() >= self.window && self.quiet < POLLING && self.since_start < PATIENCE * self.active.len() as u64;
         if !crowded || self.active.is_empty() {
             let mut state = lock_state(inner);
             self.tell_ended(&mut state)?;

@@ -32,6 +32,6 @@ mod warp_ops;
 
 pub use config::{Checks, Config, Fp8Accumulation};
 pub use error::{LaunchError, ParseError};
-pub use memory::{AllocOptions, Allocation, AllocationInfo, Memory, MemoryError, Usage};
 pub use machine::{Arg, EventId, Loaded, MOST_SHARED, Machine, Module, Shape, StreamId, blocks_per_sm, explore};
+pub use memory::{AllocOptions, Allocation, AllocationInfo, Memory, MemoryError, Usage};
 pub use report::{Kind, Report, Site, ThreadId};
