@@ -116,7 +116,7 @@ pub struct Variable {
 }
 
 /// One initial value.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Init {
     /// An integer, or the bits of a float of the variable's type.
     Bits(u64),
@@ -262,6 +262,15 @@ pub enum Operand {
     List(Vec<Operand>),
     /// `name+offset` outside brackets (an address used as a value in mov).
     Offset(String, i64),
+    /// `name[3]`, `name[%r1]`, `name[%r1+2]`: an element of an array variable, counted in elements of its type.
+    Element {
+        /// The array.
+        array: String,
+        /// The register in the brackets.
+        index: Option<String>,
+        /// The constant in the brackets, or what is added to the register.
+        offset: i64,
+    },
     /// `[base+offset]`, `[base+offset, {c0, c1}]` (tensor coordinates) and other operands inside the brackets.
     Address {
         /// `Name` or `Int`.

@@ -1,4 +1,4 @@
-//! Constant expressions, folded by the rules of PTX ISA 9.0, section 4.5.6 ("Constant Expression Evaluation").
+//! Constant expressions, folded by the rules of PTX ISA 9.0, sections 4.5.4 to 4.5.6.
 
 use super::lexer::Kind;
 use super::{Parser, Result, error};
@@ -36,17 +36,13 @@ enum Op {
     OrOr,
 }
 
-/// How tightly the operators of sums and of products bind: addresses take terms of sums.
-const SUM: u8 = 9;
-const PRODUCT: u8 = 10;
-
 fn operator(kind: Kind) -> Option<(Op, u8)> {
     Some(match kind {
-        Kind::Punct(b'*') => (Op::Mul, PRODUCT),
-        Kind::Punct(b'/') => (Op::Div, PRODUCT),
-        Kind::Punct(b'%') => (Op::Rem, PRODUCT),
-        Kind::Punct(b'+') => (Op::Add, SUM),
-        Kind::Punct(b'-') => (Op::Sub, SUM),
+        Kind::Punct(b'*') => (Op::Mul, 10),
+        Kind::Punct(b'/') => (Op::Div, 10),
+        Kind::Punct(b'%') => (Op::Rem, 10),
+        Kind::Punct(b'+') => (Op::Add, 9),
+        Kind::Punct(b'-') => (Op::Sub, 9),
         Kind::Punct2(b'<', b'<') => (Op::Shl, 8),
         Kind::Punct2(b'>', b'>') => (Op::Shr, 8),
         Kind::Punct(b'<') => (Op::Lt, 7),
@@ -71,15 +67,6 @@ impl Value {
             Value::Signed(value) => Some(value as u64),
             Value::Unsigned(value) => Some(value),
             Value::Double(_) | Value::Single(_) => None,
-        }
-    }
-
-    fn double(self) -> Option<f64> {
-        match self {
-            Value::Signed(value) => Some(value as f64),
-            Value::Unsigned(value) => Some(value as f64),
-            Value::Double(value) => Some(value),
-            Value::Single(_) => None,
         }
     }
 
@@ -116,14 +103,13 @@ impl Parser<'_> {
             Ok((yes, p.constant()?))
         })?;
         // Both sides take their common type.
+        // (Section 4.5.5; ptxas 13.0 leaves the chosen side its own type.)
         let pick = if bits != 0 { yes } else { no };
-        match (yes, no) {
-            (Value::Single(_), _) | (_, Value::Single(_)) => {
-                Err(error(span, "single-precision literals take no part in expressions"))
-            }
-            (Value::Double(_), _) | (_, Value::Double(_)) => Ok(Value::Double(pick.double().unwrap_or(f64::NAN))),
-            _ if yes.unsigned() || no.unsigned() => Ok(Value::Unsigned(pick.bits().unwrap_or(0))),
-            _ => Ok(pick),
+        match (yes.bits(), no.bits(), pick.bits()) {
+            (Some(_), Some(_), Some(bits)) if yes.unsigned() || no.unsigned() => Ok(Value::Unsigned(bits)),
+            (Some(_), Some(_), Some(bits)) => Ok(Value::Signed(bits as i64)),
+            _ if matches!((yes, no), (Value::Double(_), Value::Double(_))) => Ok(pick),
+            _ => Err(error(span, "both sides of `:` are integers or both are doubles")),
         }
     }
 
@@ -131,15 +117,6 @@ impl Parser<'_> {
     pub(super) fn constant_bits(&mut self) -> Result<u64> {
         let span = self.token.span;
         match self.constant()?.bits() {
-            Some(bits) => Ok(bits),
-            None => Err(error(span, "an integer is expected here")),
-        }
-    }
-
-    /// A term of a sum, as stands behind the sign of an address's offset: its 64 bits.
-    pub(super) fn term_bits(&mut self) -> Result<u64> {
-        let span = self.token.span;
-        match self.binary(PRODUCT)?.bits() {
             Some(bits) => Ok(bits),
             None => Err(error(span, "an integer is expected here")),
         }
@@ -189,15 +166,15 @@ impl Parser<'_> {
                 self.bump()?;
                 let inner = self.nested(Self::unary)?;
                 return match (c, inner) {
-                    (b'+', value) => Ok(value),
+                    (b'+', Value::Signed(_) | Value::Unsigned(_) | Value::Double(_)) => Ok(inner),
                     (b'-', Value::Signed(value)) => Ok(Value::Signed(value.wrapping_neg())),
                     (b'-', Value::Unsigned(value)) => Ok(Value::Unsigned(value.wrapping_neg())),
                     (b'-', Value::Double(value)) => Ok(Value::Double(-value)),
-                    (b'-', Value::Single(bits)) => Ok(Value::Single(bits ^ 0x8000_0000)),
                     (b'!', Value::Signed(value)) => Ok(Value::Signed(i64::from(value == 0))),
                     (b'!', Value::Unsigned(value)) => Ok(Value::Signed(i64::from(value == 0))),
                     (b'~', Value::Signed(value)) => Ok(Value::Unsigned(!(value as u64))),
                     (b'~', Value::Unsigned(value)) => Ok(Value::Unsigned(!value)),
+                    (_, Value::Single(_)) => Err(error(token.span, "single-precision literals take no operators")),
                     _ => Err(error(token.span, format!("`{}` takes an integer", char::from(c)))),
                 };
             }
@@ -210,13 +187,7 @@ impl Parser<'_> {
 
 /// The value of `left op right`.
 fn fold(op: Op, left: Value, right: Value, span: Span) -> Result<Value> {
-    if matches!(left, Value::Single(_)) || matches!(right, Value::Single(_)) {
-        return Err(error(span, "single-precision literals take no part in expressions"));
-    }
-    if let (Value::Double(_), _) | (_, Value::Double(_)) = (left, right) {
-        let (Some(a), Some(b)) = (left.double(), right.double()) else {
-            return Err(error(span, "this operator takes numbers"));
-        };
+    if let (Value::Double(a), Value::Double(b)) = (left, right) {
         return Ok(match op {
             Op::Add => Value::Double(a + b),
             Op::Sub => Value::Double(a - b),
@@ -232,7 +203,8 @@ fn fold(op: Op, left: Value, right: Value, span: Span) -> Result<Value> {
         });
     }
     let (Some(a), Some(b)) = (left.bits(), right.bits()) else {
-        return Err(error(span, "this operator takes integers"));
+        // Integers are not converted, and single-precision literals take no part at all (section 4.5.2).
+        return Err(error(span, "both sides of this operator are integers or both are doubles"));
     };
     // C's usual conversions: one unsigned operand makes both unsigned.
     let unsigned = left.unsigned() || right.unsigned();
@@ -246,24 +218,22 @@ fn fold(op: Op, left: Value, right: Value, span: Span) -> Result<Value> {
         Op::Div | Op::Rem if b == 0 => Err(error(span, "division by zero")),
         Op::Div if unsigned => Ok(Value::Unsigned(a / b)),
         Op::Div => Ok(Value::Signed((a as i64).wrapping_div(b as i64))),
-        Op::Rem if unsigned => Ok(Value::Unsigned(a % b)),
-        Op::Rem => Ok(Value::Signed((a as i64).wrapping_rem(b as i64))),
-        // A shift keeps the type of what is shifted.
-        Op::Shl => {
-            let bits = if b < 64 { a << b } else { 0 };
-            Ok(if left.unsigned() { Value::Unsigned(bits) } else { Value::Signed(bits as i64) })
-        }
-        Op::Shr if left.unsigned() => Ok(Value::Unsigned(if b < 64 { a >> b } else { 0 })),
-        Op::Shr => Ok(Value::Signed((a as i64) >> b.min(63))),
+        // Unlike C's: of unsigned operands, with a signed result.
+        Op::Rem => Ok(Value::Signed((a % b) as i64)),
+        // A shift keeps the type of what is shifted; ptxas takes the amount modulo 64.
+        Op::Shl if left.unsigned() => Ok(Value::Unsigned(a.wrapping_shl(b as u32))),
+        Op::Shl => Ok(Value::Signed((a as i64).wrapping_shl(b as u32))),
+        Op::Shr if left.unsigned() => Ok(Value::Unsigned(a.wrapping_shr(b as u32))),
+        Op::Shr => Ok(Value::Signed((a as i64).wrapping_shr(b as u32))),
         Op::Lt => truth(less),
         Op::Ge => truth(!less),
         Op::Gt => truth(!less && a != b),
         Op::Le => truth(less || a == b),
         Op::Eq => truth(a == b),
         Op::Ne => truth(a != b),
-        Op::And => Ok(Value::Unsigned(a & b)),
-        Op::Xor => Ok(Value::Unsigned(a ^ b)),
-        Op::Or => Ok(Value::Unsigned(a | b)),
+        Op::And => Ok(typed(a & b)),
+        Op::Xor => Ok(typed(a ^ b)),
+        Op::Or => Ok(typed(a | b)),
         Op::AndAnd => truth(a != 0 && b != 0),
         Op::OrOr => truth(a != 0 || b != 0),
     }

@@ -1,8 +1,9 @@
 //! Kernels, device functions and what stands in their bodies (PTX ISA 9.0, sections 4.3, 7 and 11.2 to 11.4).
 
 use super::lexer::Kind;
+use super::variable::Signature;
 use super::{Parser, Result, error};
-use crate::ast::{Function, Loc, Space, Statement, Variable};
+use crate::ast::{Function, Loc, Statement};
 
 impl Parser<'_> {
     /// A kernel or device function; `.entry` or `.func` is in hand.
@@ -12,12 +13,17 @@ impl Parser<'_> {
         self.bump()?;
         self.loc = (None, None);
         self.registers = 0;
-        let mut directives = Vec::new();
-        self.function_directives(&mut directives)?;
-        let returns = if !is_entry && self.is(b'(') { self.parameters()? } else { Vec::new() };
-        let name = self.name("the name of a function")?;
-        let params = if self.is(b'(') { self.parameters()? } else { Vec::new() };
-        self.function_directives(&mut directives)?;
+        let signature = if is_entry { Signature::Kernel } else { Signature::Function };
+        if self.is_dot("attribute") {
+            self.attributes()?;
+        }
+        let returns = if !is_entry && self.is(b'(') { self.parameters(signature)? } else { Vec::new() };
+        if let Some(last) = returns.last().filter(|last| last.unsized_array) {
+            return Err(error(last.span, "a return parameter has a length"));
+        }
+        let name = self.declared("the name of a function")?;
+        let params = if self.is(b'(') { self.parameters(signature)? } else { Vec::new() };
+        let directives = self.function_directives(signature)?;
         let body = if self.eat(b';')? {
             None
         } else {
@@ -29,65 +35,36 @@ impl Parser<'_> {
                 return Err(error(brace, "an external function has no body"));
             }
             self.bump()?;
-            let body = self.nested(Self::statements)?;
-            Some(body)
+            Some(self.nested(Self::statements)?)
         };
         Ok(Function { span, name, is_entry, is_extern, returns, params, directives, body })
     }
 
-    /// `(.param .b32 a, ...)`
-    fn parameters(&mut self) -> Result<Vec<Variable>> {
-        self.expect(b'(')?;
-        let mut params = Vec::new();
-        if self.eat(b')')? {
-            return Ok(params);
-        }
-        loop {
-            params.push(self.parameter()?);
-            if !self.eat(b',')? {
-                self.expect(b')')?;
-                return Ok(params);
-            }
-        }
-    }
-
-    /// Performance-tuning and other directives around a function's parameters (PTX ISA 9.0, sections 11.2 to 11.4).
-    fn function_directives(&mut self, directives: &mut Vec<(String, Vec<u64>)>) -> Result<()> {
+    /// Directives between a function's parameters and its body (PTX ISA 9.0, sections 11.4, 11.7 and 11.8).
+    fn function_directives(&mut self, of: Signature) -> Result<Vec<(String, Vec<u64>)>> {
+        let mut directives = Vec::new();
         while let Some(word) = self.dot() {
             let span = self.token.span;
-            match word {
-                "maxntid"
-                | "reqntid"
-                | "reqnctapercluster"
-                | "minnctapersm"
-                | "maxnctapersm"
-                | "maxnreg"
-                | "maxclusterrank"
-                | "abi_preserve"
-                | "abi_preserve_control" => {
-                    self.bump()?;
-                    let mut values = vec![self.constant_bits()?];
-                    while self.eat(b',')? {
-                        values.push(self.constant_bits()?);
-                    }
-                    let most = if matches!(word, "maxntid" | "reqntid" | "reqnctapercluster") { 3 } else { 1 };
-                    if values.len() > most {
-                        return Err(error(span, format!("`.{word}` takes at most {most} numbers")));
-                    }
-                    directives.push((word.to_owned(), values));
-                }
-                "explicitcluster" | "blocksareclusters" | "noreturn" => {
-                    self.bump()?;
-                    directives.push((word.to_owned(), Vec::new()));
-                }
-                "attribute" => self.attributes()?,
-                "pragma" => {
+            let most = match (of, word) {
+                (Signature::Kernel, "maxntid" | "reqntid" | "reqnctapercluster") => 3,
+                (Signature::Kernel, "minnctapersm" | "maxnctapersm" | "maxnreg" | "maxclusterrank") => 1,
+                (Signature::Kernel, "explicitcluster" | "blocksareclusters") => 0,
+                (Signature::Function | Signature::Prototype, "noreturn") => 0,
+                (Signature::Function | Signature::Prototype, "abi_preserve" | "abi_preserve_control") => 1,
+                (Signature::Kernel | Signature::Function, "pragma") => {
                     self.pragma()?;
+                    continue;
                 }
-                _ => return Err(error(span, format!("unsupported directive `.{word}` of a function"))),
+                _ => return Err(error(span, format!("unsupported directive {} of this function", self.found()))),
+            };
+            self.bump()?;
+            let mut values = Vec::new();
+            while values.len() < most && (values.is_empty() || self.eat(b',')?) {
+                values.push(u64::from(self.small("a number")?));
             }
+            directives.push((word.to_owned(), values));
         }
-        Ok(())
+        Ok(directives)
     }
 
     /// `.pragma "...", "...";`
@@ -115,9 +92,6 @@ impl Parser<'_> {
                     let block = self.nested(Self::statements)?;
                     statements.push(Statement::Block(block));
                 }
-                Kind::Punct(b';') => {
-                    self.bump()?;
-                }
                 Kind::Word if self.ahead.kind == Kind::Punct(b':') => self.label(&mut statements)?,
                 Kind::Word | Kind::Punct(b'@') => {
                     let instruction = self.instruction()?;
@@ -132,14 +106,17 @@ impl Parser<'_> {
     /// `name:` and the list or prototype that may follow it.
     fn label(&mut self, statements: &mut Vec<Statement>) -> Result<()> {
         let span = self.token.span;
-        let name = self.name("a label")?;
+        let name = self.declared("a label")?;
         self.expect(b':')?;
         match self.dot() {
             Some(word @ ("branchtargets" | "calltargets")) => {
                 self.bump()?;
-                let mut targets = vec![self.name("a name")?];
-                while self.eat(b',')? {
-                    targets.push(self.name("a name")?);
+                let mut targets = Vec::new();
+                loop {
+                    self.target(&mut targets, word == "branchtargets")?;
+                    if !self.eat(b',')? {
+                        break;
+                    }
                 }
                 self.expect(b';')?;
                 statements.push(if word == "branchtargets" {
@@ -150,18 +127,34 @@ impl Parser<'_> {
             }
             Some("callprototype") => {
                 self.bump()?;
-                let returns = if self.is(b'(') { self.parameters()? } else { Vec::new() };
+                let returns = if self.is(b'(') { self.parameters(Signature::Prototype)? } else { Vec::new() };
                 if !self.is_word("_") {
                     return self.expected("`_`, which stands for the name of a prototype's function");
                 }
                 self.bump()?;
-                let params = if self.is(b'(') { self.parameters()? } else { Vec::new() };
-                self.function_directives(&mut Vec::new())?;
+                let params = if self.is(b'(') { self.parameters(Signature::Prototype)? } else { Vec::new() };
+                self.function_directives(Signature::Prototype)?;
                 self.expect(b';')?;
                 statements.push(Statement::CallPrototype { span, name, returns, params });
             }
             _ => statements.push(Statement::Label { span, name }),
         }
+        Ok(())
+    }
+
+    /// One name of a list of targets, or `L<3>` for `L0`, `L1`, `L2` among labels.
+    fn target(&mut self, targets: &mut Vec<String>, labels: bool) -> Result<()> {
+        let prefix = self.declared("a name")?;
+        if !(labels && self.eat(b'<')?) {
+            targets.push(prefix);
+            return Ok(());
+        }
+        let span = self.token.span;
+        let count = self.small("a number of labels")?;
+        self.expect(b'>')?;
+        // Long prefixes take their memory many times over.
+        self.imply(u64::from(count).saturating_mul(1 + prefix.len() as u64 / 16), span)?;
+        targets.extend((0..count).map(|number| format!("{prefix}{number}")));
         Ok(())
     }
 
@@ -176,32 +169,43 @@ impl Parser<'_> {
                 Ok(())
             }
             "reg" | "local" | "shared" | "global" | "const" | "param" => {
-                let variables = self.variables(false, false)?;
+                let variables = self.variables(false)?;
                 statements.extend(variables.into_iter().map(Statement::Variable));
                 Ok(())
             }
             "branchtargets" | "calltargets" | "callprototype" => {
                 Err(error(self.token.span, format!("`.{word}` needs a label before it")))
             }
-            _ => Err(error(self.token.span, format!("unsupported directive `.{word}` in a function"))),
+            _ => Err(error(self.token.span, format!("unsupported directive {} in a function", self.found()))),
         }
     }
 
-    /// `.loc file line column` with or without `, function_name label, inlined_at file line column`.
-    pub(super) fn location(&mut self) -> Result<()> {
+    /// `.loc file line column` with or without `, function_name label+offset, inlined_at file line column`.
+    fn location(&mut self) -> Result<()> {
         self.bump()?;
         let loc = self.place()?;
         let mut inlined_at = None;
-        while self.is(b',') && self.ahead.kind == Kind::Word && matches!(self.ahead.text, "function_name" | "inlined_at") {
-            self.bump()?;
-            if self.bump()?.text == "inlined_at" {
-                inlined_at = Some(self.place()?);
+        if self.eat(b',')? {
+            self.keyword("function_name")?;
+            if self.token.kind == Kind::DotWord {
+                self.bump()?; // a section, as in `.debug_str+16`
             } else {
-                self.name("the label of a function's name")?;
-                self.offset()?;
+                self.declared("the label of a function's name")?;
             }
+            self.offset()?;
+            self.expect(b',')?;
+            self.keyword("inlined_at")?;
+            inlined_at = Some(self.place()?);
         }
         self.loc = (Some(loc), inlined_at);
+        Ok(())
+    }
+
+    fn keyword(&mut self, word: &str) -> Result<()> {
+        if !self.is_word(word) {
+            return self.expected(&format!("`{word}`"));
+        }
+        self.bump()?;
         Ok(())
     }
 
@@ -210,15 +214,5 @@ impl Parser<'_> {
         let line = self.small("a line")?;
         let column = self.small("a column")?;
         Ok(Loc { file, line, column })
-    }
-
-    /// A parameter of a function: one variable without an initial value.
-    fn parameter(&mut self) -> Result<Variable> {
-        let span = self.token.span;
-        let variable = self.declaration()?;
-        if !matches!(variable.space, Space::Param | Space::Reg) {
-            return Err(error(span, "parameters are in `.param` or `.reg`"));
-        }
-        Ok(variable)
     }
 }

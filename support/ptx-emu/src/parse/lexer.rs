@@ -15,7 +15,7 @@ pub(super) enum Kind {
     F32(u32),
     /// `0d` and sixteen hexadecimal digits, or a decimal literal.
     F64(f64),
-    /// `"..."`
+    /// `"..."`, in which a backslash is a character like any other.
     Str,
     /// A single character of punctuation.
     Punct(u8),
@@ -33,15 +33,6 @@ pub(super) struct Token<'a> {
     pub kind: Kind,
     pub text: &'a str,
     pub span: Span,
-    /// Offset of its first byte.
-    pub start: usize,
-}
-
-impl Token<'_> {
-    /// Offset one past its last byte.
-    pub fn end(&self) -> usize {
-        self.start + self.text.len()
-    }
 }
 
 /// Reads tokens one after another.
@@ -52,9 +43,9 @@ pub(super) struct Lexer<'a> {
     line_start: usize,
 }
 
-/// Whether `c` may begin a word; `%` needs more behind it, or it is the remainder operator.
+/// Whether `c` may begin a word; `$` and `%` need more behind them, and `%` alone is the remainder operator.
 fn begins_word(c: u8, next: u8) -> bool {
-    c.is_ascii_alphabetic() || matches!(c, b'_' | b'$') || (c == b'%' && in_word(next))
+    c.is_ascii_alphabetic() || c == b'_' || (matches!(c, b'$' | b'%') && in_word(next))
 }
 
 /// Whether `c` may stand inside a word.
@@ -85,7 +76,7 @@ impl<'a> Lexer<'a> {
         let span = self.span(start);
         self.pos = end;
         // `start` and `end` are at ASCII characters or at the ends of whole characters; an empty text is never wrong.
-        Token { kind, text: self.text.get(start..end).unwrap_or(""), span, start }
+        Token { kind, text: self.text.get(start..end).unwrap_or(""), span }
     }
 
     /// The next token; `End` again and again after the last.
@@ -102,13 +93,12 @@ impl<'a> Lexer<'a> {
                     self.pos += rest.iter().position(|&c| c == b'\n').unwrap_or(rest.len());
                 }
                 b'/' if self.at(self.pos + 1) == b'*' => {
-                    let open = self.pos;
-                    let place = self.span(open);
+                    let place = self.span(self.pos);
                     self.pos += 2;
                     loop {
                         if self.pos >= self.text.len() {
                             let kind = Kind::Bad("this comment is not closed");
-                            return Token { kind, text: "", span: place, start: open };
+                            return Token { kind, text: "", span: place };
                         }
                         let c = self.at(self.pos);
                         self.pos += 1;
@@ -228,17 +218,11 @@ impl<'a> Lexer<'a> {
     }
 
     fn string(&mut self, start: usize) -> Token<'a> {
-        let mut end = start + 1;
-        loop {
-            match self.at(end) {
-                b'"' => return self.token(Kind::Str, start, end + 1),
-                b'\\' if end + 1 < self.text.len() && self.at(end + 1) != b'\n' => end += 2,
-                b'\n' => break,
-                _ if end >= self.text.len() => break,
-                _ => end += 1,
-            }
+        let rest = self.text.as_bytes().get(start + 1..).unwrap_or(&[]);
+        match rest.iter().position(|&c| matches!(c, b'"' | b'\n')).filter(|&end| rest[end] == b'"') {
+            Some(end) => self.token(Kind::Str, start, start + end + 2),
+            None => self.token(Kind::Bad("this string is not closed"), start, start + 1),
         }
-        self.token(Kind::Bad("this string is not closed"), start, start + 1)
     }
 
     fn punctuation(&mut self, start: usize, c: u8) -> Token<'a> {

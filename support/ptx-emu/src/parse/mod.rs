@@ -25,6 +25,13 @@ pub const MAX_REGISTERS: u32 = 1 << 20;
 /// How many bytes one variable may take.
 pub const MAX_VARIABLE_BYTES: u64 = 1 << 40;
 
+/// The largest alignment, in bytes.
+pub const MAX_ALIGN: u32 = 1 << 16;
+
+/// How many elements the initial values of a module may leave out between those they give (`{{1}, {2}}` of rows of three leaves
+/// two), and how many labels its `.branchtargets` may name by `L<10>`: what a few characters of text stand for.
+pub const MAX_IMPLIED: u64 = 1 << 16;
+
 type Result<T> = std::result::Result<T, ParseError>;
 
 /// Parses a PTX module. NUL characters at the end, which C strings bring along, are dropped.
@@ -64,6 +71,8 @@ struct Parser<'a> {
     loc: (Option<Loc>, Option<Loc>),
     /// Registers that the function in hand has declared by parameterised names.
     registers: u32,
+    /// What counts against [`MAX_IMPLIED`].
+    implied: u64,
 }
 
 impl<'a> Parser<'a> {
@@ -71,7 +80,7 @@ impl<'a> Parser<'a> {
         let mut lexer = Lexer::new(text);
         let token = lexer.next();
         let ahead = lexer.next();
-        Parser { lexer, token, ahead, depth: 0, loc: (None, None), registers: 0 }
+        Parser { lexer, token, ahead, depth: 0, loc: (None, None), registers: 0, implied: 0 }
     }
 
     /// Takes the token in hand.
@@ -137,25 +146,20 @@ impl<'a> Parser<'a> {
         if self.token.kind == Kind::Word { Ok(self.bump()?.text.to_owned()) } else { self.expected(what) }
     }
 
-    /// A string literal, its escapes of quotes and backslashes undone.
+    /// An identifier that names something: any but `_`.
+    fn declared(&mut self, what: &str) -> Result<String> {
+        if self.is_word("_") {
+            return self.expected(what);
+        }
+        self.name(what)
+    }
+
+    /// A string literal.
     fn string(&mut self, what: &str) -> Result<String> {
         if self.token.kind != Kind::Str {
             return self.expected(what);
         }
-        let token = self.bump()?;
-        let inner = token.text.get(1..token.text.len() - 1).unwrap_or("");
-        let mut out = String::with_capacity(inner.len());
-        let mut chars = inner.chars().peekable();
-        while let Some(c) = chars.next() {
-            match chars.peek() {
-                Some(&next @ ('"' | '\\')) if c == '\\' => {
-                    out.push(next);
-                    chars.next();
-                }
-                _ => out.push(c),
-            }
-        }
-        Ok(out)
+        Ok(self.bump()?.text.trim_matches('"').to_owned())
     }
 
     /// An integer literal of at most 32 bits.
@@ -170,6 +174,15 @@ impl<'a> Parser<'a> {
             },
             _ => self.expected(what),
         }
+    }
+
+    /// Counts elements or labels that no text stands for one by one.
+    fn imply(&mut self, count: u64, span: Span) -> Result<()> {
+        self.implied = self.implied.saturating_add(count);
+        if self.implied > MAX_IMPLIED {
+            return Err(error(span, format!("more than {MAX_IMPLIED} elements or labels are left to be filled in")));
+        }
+        Ok(())
     }
 
     /// Runs `inner` one level deeper.

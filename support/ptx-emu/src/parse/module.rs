@@ -13,21 +13,24 @@ impl Parser<'_> {
         }
         self.bump()?;
         module.version = self.version()?;
+        self.targets(&mut module)?;
+        if self.is_dot("address_size") {
+            self.bump()?;
+            module.address_size = match self.token.kind {
+                Kind::Int(32, _) => 32,
+                Kind::Int(64, _) => 64,
+                _ => return self.expected("32 or 64"),
+            };
+            self.bump()?;
+        }
         loop {
             match self.token.kind {
-                Kind::End => break,
-                Kind::Punct(b';') => {
-                    self.bump()?;
-                }
+                Kind::End => return Ok(module),
                 Kind::Punct(b'@') if self.ahead.kind == Kind::Punct(b'@') => self.skip_line()?,
                 Kind::DotWord => self.module_directive(&mut module)?,
                 _ => return self.expected("a directive"),
             }
         }
-        if module.targets.is_empty() {
-            return self.expected("`.target`");
-        }
-        Ok(module)
     }
 
     /// `9.0`
@@ -42,47 +45,45 @@ impl Parser<'_> {
         }
     }
 
+    /// `.target sm_90a, debug`, once or more.
+    fn targets(&mut self, module: &mut Module) -> Result<()> {
+        if !self.is_dot("target") {
+            return self.expected("`.target`, which follows `.version`");
+        }
+        let span = self.token.span;
+        while self.is_dot("target") {
+            self.bump()?;
+            module.targets.push(self.declared("a target such as `sm_90a`")?);
+            while self.eat(b',')? {
+                module.targets.push(self.declared("a target")?);
+            }
+        }
+        if !module.targets.iter().any(|target| target.starts_with("sm_") || target.starts_with("compute_")) {
+            return Err(error(span, "no architecture such as `sm_90a` among the targets"));
+        }
+        Ok(())
+    }
+
     fn module_directive(&mut self, module: &mut Module) -> Result<()> {
         let span = self.token.span;
         let word = self.dot().unwrap_or("");
         match word {
-            "version" => {
-                self.bump()?;
-                let version = self.version()?;
-                if version != module.version {
-                    return Err(error(span, "a second `.version` that differs from the first"));
-                }
-            }
-            "target" => {
-                self.bump()?;
-                module.targets.push(self.name("a target such as `sm_90a`")?);
-                while self.eat(b',')? {
-                    module.targets.push(self.name("a target")?);
-                }
-            }
-            "address_size" => {
-                self.bump()?;
-                module.address_size = match self.token.kind {
-                    Kind::Int(32, _) => 32,
-                    Kind::Int(64, _) => 64,
-                    _ => return self.expected("32 or 64"),
-                };
-                self.bump()?;
+            "version" | "target" | "address_size" => {
+                return Err(error(span, format!("`.{word}` belongs to the beginning of the module, once")));
             }
             "file" => {
                 self.bump()?;
                 let number = self.small("the number of a file")?;
                 let name = self.string("the name of a file")?;
                 // A time stamp and a size may follow.
-                if self.eat(b',')? {
-                    self.constant_bits()?;
-                    self.expect(b',')?;
-                    self.constant_bits()?;
+                for _ in 0..2 {
+                    if self.eat(b',')? {
+                        self.constant_bits()?;
+                    }
                 }
                 module.files.push((number, name));
             }
             "section" => self.section()?,
-            "loc" => self.location()?,
             "pragma" => {
                 self.pragma()?;
             }
@@ -93,6 +94,9 @@ impl Parser<'_> {
 
     /// A variable or function and the linkage before it.
     fn linked(&mut self, module: &mut Module) -> Result<()> {
+        if self.is_dot("attribute") {
+            self.attributes()?;
+        }
         let mut linkage = None;
         while let Some(word @ ("visible" | "extern" | "weak" | "common")) = self.dot() {
             if linkage.is_some() {
@@ -101,25 +105,26 @@ impl Parser<'_> {
             linkage = Some(word);
             self.bump()?;
         }
-        if module.targets.is_empty() {
-            return self.expected("`.target` before the first declaration");
-        }
         let is_extern = linkage == Some("extern");
         match self.dot() {
             Some("entry" | "func") => {
                 if linkage == Some("common") {
-                    return Err(error(self.token.span, "`.common` is for variables"));
+                    return Err(error(self.token.span, "`.common` is for `.global` variables"));
                 }
                 let function = self.function(is_extern)?;
                 module.functions.push(function);
                 Ok(())
             }
-            Some("global" | "const" | "shared") => {
-                let variables = self.variables(is_extern, true)?;
+            Some(space @ ("global" | "const" | "shared")) => {
+                if linkage == Some("common") && space != "global" {
+                    return Err(error(self.token.span, "`.common` is for `.global` variables"));
+                }
+                self.registers = 0;
+                let variables = self.variables(is_extern)?;
                 module.variables.extend(variables);
                 Ok(())
             }
-            Some(word) => Err(error(self.token.span, format!("unsupported directive `.{word}`"))),
+            Some(_) => Err(error(self.token.span, format!("unsupported directive {}", self.found()))),
             None => self.expected("a variable or a function"),
         }
     }
@@ -127,22 +132,23 @@ impl Parser<'_> {
     /// `.section .debug_info { ... }`: DWARF, which is dropped.
     fn section(&mut self) -> Result<()> {
         self.bump()?;
-        if !matches!(self.token.kind, Kind::DotWord | Kind::Word) {
+        if self.token.kind != Kind::DotWord {
             return self.expected("the name of a section");
         }
         self.bump()?;
         self.expect(b'{')?;
-        let mut depth = 1u64;
-        while depth > 0 {
+        loop {
             match self.token.kind {
-                Kind::Punct(b'{') => depth += 1,
-                Kind::Punct(b'}') => depth -= 1,
-                Kind::End => return self.expected("`}` of a section"),
-                _ => {}
+                Kind::Punct(b'}') => {
+                    self.bump()?;
+                    return Ok(());
+                }
+                Kind::DotWord | Kind::Word | Kind::Int(..) | Kind::Punct(b',' | b':' | b'+' | b'-') => {
+                    self.bump()?;
+                }
+                _ => return self.expected("DWARF data or `}`"),
             }
-            self.bump()?;
         }
-        Ok(())
     }
 
     /// `@@DWARF ...`: what compilers wrote before `.section`; dropped to the end of the line.

@@ -10,7 +10,7 @@ impl Parser<'_> {
     pub(super) fn instruction(&mut self) -> Result<Instruction> {
         let guard = if self.eat(b'@')? {
             let negated = self.eat(b'!')?;
-            Some(Guard { name: self.register("a predicate register")?, negated })
+            Some(Guard { name: self.declared("a predicate register")?, negated })
         } else {
             None
         };
@@ -41,16 +41,13 @@ impl Parser<'_> {
         Ok(Instruction { span: first.span, loc, inlined_at, guard, opcode, operands })
     }
 
-    /// A register or another name, with what follows it directly: `%tid.x`, `v.b`.
+    /// A register or another name with its components: `%tid.x`, `v.b`.
     fn register(&mut self, what: &str) -> Result<String> {
         if self.token.kind != Kind::Word {
             return self.expected(what);
         }
-        let first = self.bump()?;
-        let mut name = first.text.to_owned();
-        let mut end = first.end();
-        while self.token.kind == Kind::DotWord && self.token.start == end {
-            end = self.token.end();
+        let mut name = self.bump()?.text.to_owned();
+        while self.token.kind == Kind::DotWord {
             name.push_str(self.token.text);
             self.bump()?;
         }
@@ -77,6 +74,9 @@ impl Parser<'_> {
             Kind::Punct(b'[') => self.address(),
             Kind::Punct(b'{') => {
                 self.bump()?;
+                if self.is(b'}') {
+                    return self.expected("an operand");
+                }
                 Ok(Operand::Vector(self.operands_until(b'}', in_call)?))
             }
             Kind::Punct(b'(') if in_call => {
@@ -94,7 +94,11 @@ impl Parser<'_> {
             kind if begins(kind, self.token.text) => Ok(literal(self.constant()?)),
             Kind::Word => {
                 let name = self.register("an operand")?;
-                if self.is(b'+') || self.is(b'-') { Ok(Operand::Offset(name, self.offset()?)) } else { Ok(Operand::Name(name)) }
+                match self.token.kind {
+                    Kind::Punct(b'[') => self.element(name),
+                    Kind::Punct(b'+' | b'-') => Ok(Operand::Offset(name, self.offset()?)),
+                    _ => Ok(Operand::Name(name)),
+                }
             }
             _ => self.expected("an operand"),
         }
@@ -116,20 +120,35 @@ impl Parser<'_> {
         }
     }
 
-    /// `+4`, `-4`, `+-4`, `+4*2-1`: what is added to a base.
+    /// `+4`, `+-4`, `+4*2-1`: what is added to a base. There is no `-4`: a negative offset is added too (section 6.4.1).
     pub(super) fn offset(&mut self) -> Result<i64> {
-        let mut sum = 0i64;
-        loop {
-            let minus = match self.token.kind {
-                Kind::Punct(b'+') => false,
-                Kind::Punct(b'-') => true,
-                _ => return Ok(sum),
-            };
-            let span = self.bump()?.span;
-            let term = self.term_bits()? as i64;
-            let next = if minus { sum.checked_sub(term) } else { sum.checked_add(term) };
-            sum = next.ok_or_else(|| error(span, "this offset does not fit 64 bits"))?;
+        if self.is(b'-') {
+            return Err(error(self.token.span, "a negative offset is written `+-4`"));
         }
+        if !self.eat(b'+')? {
+            return Ok(0);
+        }
+        Ok(self.constant_bits()? as i64)
+    }
+
+    /// `[3]`, `[%r1]`, `[%r1+2]`, `[%r1-2]` behind the name of an array (section 6.4.2).
+    fn element(&mut self, array: String) -> Result<Operand> {
+        self.expect(b'[')?;
+        let (index, offset) = if begins(self.token.kind, self.token.text) {
+            (None, self.constant_bits()? as i64)
+        } else {
+            let index = Some(self.register("an index")?);
+            let span = self.token.span;
+            let offset = if self.eat(b'-')? {
+                let offset = (self.constant_bits()? as i64).checked_neg();
+                offset.ok_or_else(|| error(span, "this index does not fit 64 bits"))?
+            } else {
+                self.offset()?
+            };
+            (index, offset)
+        };
+        self.expect(b']')?;
+        Ok(Operand::Element { array, index, offset })
     }
 
     /// `[base+offset, more]`.

@@ -2,14 +2,29 @@
 
 use super::expr::{Value, begins};
 use super::lexer::Kind;
-use super::{MAX_REGISTERS, MAX_VARIABLE_BYTES, Parser, Result, error};
+use super::{MAX_ALIGN, MAX_REGISTERS, MAX_VARIABLE_BYTES, Parser, Result, error};
 use crate::ast::{Init, Space, Type, Variable};
-use half::{bf16, f16};
 
-/// How many elements the initialisers of a variable may leave out between those they give.
-const MAX_PADDING: u64 = 1 << 20;
+/// Whose parameters they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Signature {
+    Kernel,
+    Function,
+    Prototype,
+}
 
-/// A type by its name without the dot.
+/// One level of nested initial values.
+struct Level {
+    /// How many elements it has.
+    length: u64,
+    /// How many scalars make one of them.
+    row: u64,
+    /// Whether every element must be given, as those of vectors.
+    whole: bool,
+}
+
+/// The type of a variable by its name without the dot. Formats that only instructions know (`.bf16`, `.tf32`, `.e4m3x2`; section
+/// 5.2.3) are none.
 fn type_of(word: &str) -> Option<Type> {
     Some(match word {
         "b8" => Type::B8,
@@ -27,13 +42,8 @@ fn type_of(word: &str) -> Option<Type> {
         "s64" => Type::S64,
         "f16" => Type::F16,
         "f16x2" => Type::F16x2,
-        "bf16" => Type::Bf16,
-        "bf16x2" => Type::Bf16x2,
         "f32" => Type::F32,
         "f64" => Type::F64,
-        "tf32" => Type::Tf32,
-        "e4m3x2" => Type::E4m3x2,
-        "e5m2x2" => Type::E5m2x2,
         "pred" => Type::Pred,
         "texref" => Type::TexRef,
         "samplerref" => Type::SamplerRef,
@@ -68,8 +78,8 @@ fn space_of(word: &str) -> Option<Space> {
 
 impl Parser<'_> {
     /// `.space .type a, b[3] = {...}, ...;`
-    pub(super) fn variables(&mut self, is_extern: bool, at_module_scope: bool) -> Result<Vec<Variable>> {
-        let head = self.head()?;
+    pub(super) fn variables(&mut self, is_extern: bool) -> Result<Vec<Variable>> {
+        let head = self.head(false)?;
         let mut variables = Vec::new();
         loop {
             let mut variable = self.declarator(&head)?;
@@ -84,7 +94,7 @@ impl Parser<'_> {
                 }
                 self.initialiser(&mut variable)?;
             }
-            if variable.unsized_array && !is_extern && at_module_scope {
+            if variable.unsized_array && !is_extern {
                 return Err(error(variable.span, "an array without a length is external or has initial values"));
             }
             variables.push(variable);
@@ -95,14 +105,49 @@ impl Parser<'_> {
         }
     }
 
-    /// One variable with its space and type, as in a list of parameters.
-    pub(super) fn declaration(&mut self) -> Result<Variable> {
-        let head = self.head()?;
-        self.declarator(&head)
+    /// `(.param .b32 a, ...)` of a kernel, a function, or a prototype, whose parameters may be named `_`.
+    pub(super) fn parameters(&mut self, of: Signature) -> Result<Vec<Variable>> {
+        self.expect(b'(')?;
+        let mut params: Vec<Variable> = Vec::new();
+        if self.eat(b')')? {
+            return Ok(params);
+        }
+        loop {
+            if let Some(last) = params.last().filter(|last| last.unsized_array) {
+                return Err(error(last.span, "only the last parameter may be an array without a length"));
+            }
+            params.push(self.parameter(of)?);
+            if !self.eat(b',')? {
+                self.expect(b')')?;
+                return Ok(params);
+            }
+        }
     }
 
-    /// `.const[2] .align 8 .v2 .f32`, `.param .u64 .ptr .global .align 16`: all that stands before the name.
-    fn head(&mut self) -> Result<Variable> {
+    fn parameter(&mut self, of: Signature) -> Result<Variable> {
+        let head = self.head(of == Signature::Kernel)?;
+        if !(head.space == Space::Param || (head.space == Space::Reg && of != Signature::Kernel)) {
+            return Err(error(head.span, "parameters of kernels are in `.param`, those of functions in `.param` or `.reg`"));
+        }
+        if self.is_word("_") && of == Signature::Prototype {
+            let mut variable = head;
+            variable.span = self.bump()?.span;
+            variable.name = "_".to_owned();
+            self.dimensions(&mut variable)?;
+            return Ok(variable);
+        }
+        let variable = self.declarator(&head)?;
+        if variable.range.is_some() {
+            return Err(error(variable.span, "parameters are named one by one"));
+        }
+        if variable.unsized_array && of == Signature::Kernel {
+            return Err(error(variable.span, "a parameter of a kernel has a length"));
+        }
+        Ok(variable)
+    }
+
+    /// `.const[2] .align 8 .v2 .f32`, or of a kernel's parameter `.param .u64 .ptr .global .align 16`: all before the name.
+    fn head(&mut self, kernel_parameter: bool) -> Result<Variable> {
         let span = self.token.span;
         let Some(space) = self.dot().and_then(space_of) else {
             return self.expected("a state space such as `.param`");
@@ -116,40 +161,49 @@ impl Parser<'_> {
             }
             self.expect(b']')?;
         }
-        let (mut align, mut ty, mut vector, mut pointer) = (None, None, 1, false);
-        let mut pointer_align = None;
-        while let Some(word) = self.dot() {
-            let at = self.token.span;
-            self.bump()?;
-            match word {
-                "align" => {
-                    let value = self.small("an alignment")?;
-                    if !value.is_power_of_two() || value > 1 << 16 {
-                        return Err(error(at, "an alignment is a power of two of at most 65536"));
-                    }
-                    if pointer { pointer_align = Some(value) } else { align = Some(value) }
-                }
-                "v2" => vector = 2,
-                "v4" => vector = 4,
-                "ptr" if space == Space::Param && ty.is_some() => pointer = true,
-                "global" | "shared" | "local" | "const" if pointer => {}
-                "attribute" => self.attribute_list()?,
-                _ => match type_of(word) {
-                    Some(found) if ty.is_none() => ty = Some(found),
-                    Some(_) => return Err(error(at, "a second type")),
-                    None => return Err(error(at, format!("`.{word}` is no type of a variable"))),
-                },
-            }
+        if self.is_dot("attribute") {
+            self.attributes()?;
         }
-        let Some(ty) = ty else {
+        let align = self.alignment()?;
+        if self.is_dot("attribute") {
+            self.attributes()?;
+        }
+        let vector = match self.dot() {
+            Some("v2") => 2,
+            Some("v4") => 4,
+            _ => 1,
+        };
+        if vector > 1 {
+            self.bump()?;
+        }
+        let at = self.token.span;
+        let Some(word) = self.dot() else {
             return self.expected("a type");
         };
+        let Some(ty) = type_of(word) else {
+            return Err(error(at, format!("{} is no type that a variable can have", self.found())));
+        };
+        self.bump()?;
+        let pointer_align = if kernel_parameter && self.is_dot("ptr") {
+            self.bump()?;
+            if matches!(self.dot(), Some("global" | "shared" | "local" | "const")) {
+                self.bump()?;
+            }
+            self.alignment()?
+        } else {
+            None
+        };
+        // Not in the manual, but ptxas takes it.
+        let align = if kernel_parameter && align.is_none() && self.is_dot("align") { self.alignment()? } else { align };
         if ty == Type::Pred && space != Space::Reg {
-            return Err(error(span, "predicates are in registers only"));
+            return Err(error(at, "predicates are in registers only"));
+        }
+        if matches!(ty, Type::TexRef | Type::SamplerRef | Type::SurfRef) && !matches!(space, Space::Global | Space::Param) {
+            return Err(error(at, format!("`.{word}` is in `.global` or a parameter of a kernel")));
         }
         let natural = size_of(ty) * vector;
-        if vector > 1 && (natural > 16 || ty == Type::Pred) {
-            return Err(error(span, "a vector is at most 128 bits and not of predicates"));
+        if vector > 1 && (natural > 16 || ty == Type::Pred || space == Space::Param) {
+            return Err(error(at, "a vector is at most 128 bits, not of predicates, and no parameter"));
         }
         Ok(Variable {
             span,
@@ -167,22 +221,30 @@ impl Parser<'_> {
         })
     }
 
-    /// `.attribute(.managed)`; the keyword is in hand.
-    pub(super) fn attributes(&mut self) -> Result<()> {
+    /// `.align 16`, if it is there.
+    fn alignment(&mut self) -> Result<Option<u32>> {
+        if !self.is_dot("align") {
+            return Ok(None);
+        }
         self.bump()?;
-        self.attribute_list()
+        let span = self.token.span;
+        let value = self.small("an alignment")?;
+        if !value.is_power_of_two() || value > MAX_ALIGN {
+            return Err(error(span, format!("an alignment is a power of two of at most {MAX_ALIGN}")));
+        }
+        Ok(Some(value))
     }
 
-    /// `(.managed)`: where a variable lives makes no difference here; others do and are errors.
-    fn attribute_list(&mut self) -> Result<()> {
+    /// `.attribute(.managed)`: where a variable lives makes no difference here; other attributes do and are errors.
+    pub(super) fn attributes(&mut self) -> Result<()> {
+        self.bump()?;
         self.expect(b'(')?;
         loop {
-            let at = self.token.span;
             match self.dot() {
                 Some("managed") => {
                     self.bump()?;
                 }
-                Some(word) => return Err(error(at, format!("unsupported attribute `.{word}`"))),
+                Some(_) => return Err(error(self.token.span, format!("unsupported attribute {}", self.found()))),
                 None => return self.expected("an attribute"),
             }
             if !self.eat(b',')? {
@@ -196,126 +258,116 @@ impl Parser<'_> {
     fn declarator(&mut self, head: &Variable) -> Result<Variable> {
         let mut variable = head.clone();
         variable.span = self.token.span;
-        variable.name = self.name("a name")?;
-        if self.eat(b'<')? {
-            let at = self.token.span;
-            let count = self.small("a number of names")?;
-            self.expect(b'>')?;
-            if variable.space == Space::Reg {
-                self.registers = self.registers.saturating_add(count);
-            }
-            if count > MAX_REGISTERS || self.registers > MAX_REGISTERS {
-                return Err(error(at, format!("more than {MAX_REGISTERS} names in a function")));
-            }
-            variable.range = Some(count);
+        variable.name = self.declared("a name")?;
+        if !self.eat(b'<')? {
+            self.dimensions(&mut variable)?;
+            return Ok(variable);
         }
+        let at = self.token.span;
+        let count = self.small("a number of names")?;
+        self.expect(b'>')?;
+        self.registers = self.registers.saturating_add(count);
+        if self.registers > MAX_REGISTERS {
+            return Err(error(at, format!("more than {MAX_REGISTERS} names in a function")));
+        }
+        variable.range = Some(count);
+        Ok(variable)
+    }
+
+    /// `[4][3]`, `[]`
+    fn dimensions(&mut self, variable: &mut Variable) -> Result<()> {
         let mut bytes = u64::from(size_of(variable.ty)) * u64::from(variable.vector);
         while self.is(b'[') {
             let at = self.bump()?.span;
-            let length = if self.is(b']') && variable.dims.is_empty() {
+            let first = variable.dims.is_empty();
+            let length = if first && self.is(b']') { 0 } else { self.constant_bits()? };
+            self.expect(b']')?;
+            if length == 0 && !first {
+                return Err(error(at, "an array of length 0"));
+            }
+            if length == 0 {
                 variable.unsized_array = true;
-                0
             } else {
-                let length = self.constant_bits()?;
-                if length == 0 {
-                    return Err(error(at, "an array of length 0"));
-                }
                 bytes = bytes.saturating_mul(length);
-                length
-            };
+            }
             if bytes > MAX_VARIABLE_BYTES {
                 return Err(error(at, format!("a variable of more than {MAX_VARIABLE_BYTES} bytes")));
             }
-            self.expect(b']')?;
             variable.dims.push(length);
         }
         if variable.space == Space::Reg && !variable.dims.is_empty() {
             return Err(error(variable.span, "registers have no arrays"));
         }
-        Ok(variable)
+        Ok(())
     }
 
-    /// What follows `=`.
+    /// What follows `=`: one value, or lists nested as the dimensions are; those of arrays may end early.
     fn initialiser(&mut self, variable: &mut Variable) -> Result<()> {
         let span = self.token.span;
-        // The lengths of the levels of braces, outermost first; a vector is the innermost one.
-        let mut levels = variable.dims.clone();
-        if variable.vector > 1 {
-            levels.push(u64::from(variable.vector));
+        if variable.range.is_some() {
+            return Err(error(span, "parameterised names have no initial values"));
         }
-        if !self.is(b'{') {
-            if !levels.is_empty() {
-                return self.expected("`{`");
-            }
-            let value = self.initial_value(variable.ty)?;
-            variable.init.push(value);
-            return Ok(());
-        }
-        if levels.is_empty() {
-            levels.push(1);
-        }
+        let mut levels: Vec<Level> = variable.dims.iter().map(|&length| Level { length, row: 1, whole: false }).collect();
         if variable.unsized_array
             && let Some(first) = levels.first_mut()
         {
-            *first = u64::MAX;
+            first.length = u64::MAX;
         }
-        let mut padding = 0;
+        if variable.vector > 1 {
+            levels.push(Level { length: u64::from(variable.vector), row: 1, whole: true });
+        }
+        let mut row = 1u64;
+        for level in levels.iter_mut().rev() {
+            level.row = row;
+            row = row.saturating_mul(level.length);
+        }
         let mut init = Vec::new();
-        self.nested(|p| p.braces(&levels, 0, variable.ty, &mut init, &mut padding))?;
-        variable.init = init;
+        let rows = self.values(&levels, variable.ty, &mut init)?;
         if variable.unsized_array {
-            let row = levels[1..].iter().product::<u64>().max(1);
-            let rows = (variable.init.len() as u64).div_ceil(row);
+            if rows == 0 {
+                return Err(error(span, "an array of length 0"));
+            }
             if let Some(first) = variable.dims.first_mut() {
                 *first = rows;
             }
             variable.unsized_array = false;
-            if rows == 0 {
-                return Err(error(span, "an array of length 0"));
-            }
         }
+        variable.init = init;
         Ok(())
     }
 
-    /// `{a, {b, c}, d}`: the elements of one level from element `begin` on, rows of it aligned to their own beginnings.
-    fn braces(&mut self, levels: &[u64], begin: u64, ty: Type, init: &mut Vec<Init>, padding: &mut u64) -> Result<()> {
+    /// The values of one level of nesting and of those below it, put behind those already there; how many elements it gave.
+    fn values(&mut self, levels: &[Level], ty: Type, init: &mut Vec<Init>) -> Result<u64> {
+        let Some((level, inner)) = levels.split_first() else {
+            let value = self.initial_value(ty)?;
+            init.push(value);
+            return Ok(1);
+        };
+        let first = init.len() as u64;
         self.expect(b'{')?;
-        let row = levels.iter().skip(1).fold(1u64, |row, &n| row.saturating_mul(n));
-        let end = levels.first().map_or(begin.saturating_add(1), |&n| begin.saturating_add(row.saturating_mul(n)));
-        let mut at = begin;
-        while !self.is(b'}') {
-            let span = self.token.span;
-            if at >= end {
-                return Err(error(span, "more initial values than elements"));
+        let mut count = 0u64;
+        while !(count == 0 && self.is(b'}')) {
+            if count == level.length {
+                return Err(error(self.token.span, "more initial values than elements"));
             }
-            // Rows that ended early leave elements at zero.
-            *padding = padding.saturating_add(at.saturating_sub(init.len() as u64));
-            if *padding > MAX_PADDING {
-                return Err(error(span, format!("the initial values leave out more than {MAX_PADDING} elements")));
-            }
-            while (init.len() as u64) < at {
-                init.push(Init::Bits(0));
-            }
-            if self.is(b'{') {
-                if levels.len() < 2 || !(at - begin).is_multiple_of(row) {
-                    return Err(error(span, "these braces stand for no row of the array"));
-                }
-                self.nested(|p| p.braces(levels.get(1..).unwrap_or(&[]), at, ty, init, padding))?;
-                at = at.saturating_add(row);
-            } else {
-                let value = self.initial_value(ty)?;
-                init.push(value);
-                at += 1;
-            }
+            // What rows before this one left out is zero.
+            let missing = count.saturating_mul(level.row).saturating_sub(init.len() as u64 - first);
+            self.imply(missing, self.token.span)?;
+            init.extend((0..missing).map(|_| Init::Bits(0)));
+            self.nested(|p| p.values(inner, ty, init))?;
+            count += 1;
             if !self.eat(b',')? {
                 break;
             }
         }
+        if level.whole && count != level.length {
+            return Err(error(self.token.span, "a vector is initialised whole"));
+        }
         self.expect(b'}')?;
-        Ok(())
+        Ok(count)
     }
 
-    /// A constant, an address, or a byte of an address.
+    /// A constant, an address, or a byte of either.
     fn initial_value(&mut self, ty: Type) -> Result<Init> {
         let span = self.token.span;
         if !begins(self.token.kind, self.token.text) {
@@ -325,47 +377,44 @@ impl Parser<'_> {
         if let Kind::Int(mask, _) = self.token.kind
             && self.ahead.kind == Kind::Punct(b'(')
         {
-            let Some(byte) = (0..8).find(|byte| mask == 0xff << (8 * byte)) else {
+            let Some(byte) = (0..8u32).find(|byte| mask == 0xff << (8 * byte)) else {
                 return Err(error(span, "the mask of an address is eight bits: 0xFF, 0xFF00, ..."));
             };
             self.bump()?;
             self.expect(b'(')?;
-            let (name, offset, generic) = self.initial_address()?;
+            let value = if begins(self.token.kind, self.token.text) {
+                Init::Bits((self.constant_bits()? >> (8 * byte)) & 0xff)
+            } else {
+                let (name, offset, generic) = self.initial_address()?;
+                Init::AddressByte { name, offset, generic, byte }
+            };
             self.expect(b')')?;
-            return Ok(Init::AddressByte { name, offset, generic, byte });
+            return Ok(value);
         }
         let value = self.constant()?;
         bits_as(ty, value).map(Init::Bits).ok_or_else(|| error(span, "this constant does not fit the type of the variable"))
     }
 
-    /// `x`, `x+4`, `generic(x)`, `generic(x)+4`, `generic(x+4)`.
+    /// `x`, `x+4`, `generic(x)`, `generic(x)+4`.
     fn initial_address(&mut self) -> Result<(String, i64, bool)> {
-        let mut name = self.name("a constant or an address")?;
-        let mut generic = false;
-        let mut offset = 0i64;
-        if name == "generic" && self.eat(b'(')? {
-            generic = true;
-            name = self.name("the name of a variable")?;
-            offset = self.offset()?;
+        let mut name = self.declared("a constant or an address")?;
+        let generic = name == "generic" && self.eat(b'(')?;
+        if generic {
+            name = self.declared("the name of a variable")?;
             self.expect(b')')?;
         }
-        let span = self.token.span;
-        match offset.checked_add(self.offset()?) {
-            Some(offset) => Ok((name, offset, generic)),
-            None => Err(error(span, "this offset does not fit 64 bits")),
-        }
+        Ok((name, self.offset()?, generic))
     }
 }
 
 /// The bits that initialise a variable of a type with a constant; integers are taken as they are.
 fn bits_as(ty: Type, value: Value) -> Option<u64> {
-    Some(match (ty, value) {
-        (Type::F64, Value::Double(value)) => value.to_bits(),
-        (Type::F32, Value::Double(value)) => u64::from((value as f32).to_bits()),
-        (Type::F16, Value::Double(value)) => u64::from(f16::from_f64(value).to_bits()),
-        (Type::Bf16, Value::Double(value)) => u64::from(bf16::from_f64(value).to_bits()),
-        (Type::F32 | Type::B32, Value::Single(bits)) => u64::from(bits),
-        (Type::B64, Value::Double(value)) => value.to_bits(),
-        (_, value) => value.bits()?,
-    })
+    match (ty, value) {
+        (Type::F64 | Type::B64, Value::Double(value)) => Some(value.to_bits()),
+        (Type::F32 | Type::B32, Value::Double(value)) => Some(u64::from((value as f32).to_bits())),
+        (Type::F32 | Type::B32, Value::Single(bits)) => Some(u64::from(bits)),
+        // Section 5.4.4: `.f16` and `.f16x2` take no initial values at all.
+        (Type::F32 | Type::F64 | Type::F16 | Type::F16x2 | Type::TexRef | Type::SamplerRef | Type::SurfRef, _) => None,
+        (_, value) => value.bits(),
+    }
 }
