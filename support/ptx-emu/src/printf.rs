@@ -10,7 +10,7 @@ use std::str::Chars;
 const LONGEST: u64 = 1 << 16;
 
 /// Bytes at a generic address: in local or global memory.
-fn bytes(cx: &Cx<'_>, lane: usize, address: u64, to: &mut [u8]) -> Exec {
+fn bytes(cx: &mut Cx<'_>, lane: usize, address: u64, to: &mut [u8]) -> Exec {
     if (LOCAL_WINDOW..LOCAL_WINDOW + WINDOW).contains(&address) {
         cx.warp.local.read(lane, (address - LOCAL_WINDOW) as u32, to)?;
         return Ok(());
@@ -19,7 +19,7 @@ fn bytes(cx: &Cx<'_>, lane: usize, address: u64, to: &mut [u8]) -> Exec {
 }
 
 /// The bytes of a C string at a generic address, as text.
-pub fn c_string(cx: &Cx<'_>, lane: usize, address: u64) -> Exec<String> {
+pub fn c_string(cx: &mut Cx<'_>, lane: usize, address: u64) -> Exec<String> {
     let mut text = vec![];
     for i in 0..LONGEST {
         let mut byte = [0];
@@ -54,7 +54,7 @@ struct Arguments {
 }
 
 impl Arguments {
-    fn next(&mut self, cx: &Cx<'_>, lane: usize, size: u64) -> Exec<u64> {
+    fn next(&mut self, cx: &mut Cx<'_>, lane: usize, size: u64) -> Exec<u64> {
         self.offset = self.offset.next_multiple_of(size);
         let mut word = [0; 8];
         bytes(cx, lane, self.address.wrapping_add(self.offset), &mut word[..size as usize])?;
@@ -64,7 +64,7 @@ impl Arguments {
 }
 
 /// Formats like C's printf: `format` is the address of the format, `list` that of the arguments.
-pub fn format(cx: &Cx<'_>, lane: usize, format: u64, list: u64) -> Exec<String> {
+pub fn format(cx: &mut Cx<'_>, lane: usize, format: u64, list: u64) -> Exec<String> {
     let format = c_string(cx, lane, format)?;
     let mut arguments = Arguments { address: list, offset: 0 };
     let mut out = String::new();
@@ -147,7 +147,7 @@ pub fn format(cx: &Cx<'_>, lane: usize, format: u64, list: u64) -> Exec<String> 
 }
 
 /// A width or precision: digits, or `*` for an argument. None when there is none, or a negative argument.
-fn number(cx: &Cx<'_>, lane: usize, rest: &mut Peekable<Chars<'_>>, arguments: &mut Arguments) -> Exec<Option<usize>> {
+fn number(cx: &mut Cx<'_>, lane: usize, rest: &mut Peekable<Chars<'_>>, arguments: &mut Arguments) -> Exec<Option<usize>> {
     if rest.next_if_eq(&'*').is_some() {
         let value = arguments.next(cx, lane, 4)? as u32 as i32;
         return Ok(usize::try_from(value).ok().map(|v| v.min(4096)));
