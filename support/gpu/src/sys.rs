@@ -952,6 +952,9 @@ pub type PFN_cuMemFreeHost_v2000 = ::std::option::Option<unsafe extern "C" fn(p:
 pub type PFN_cuMemHostAlloc_v2020 = ::std::option::Option<
     unsafe extern "C" fn(pp: *mut *mut ::std::os::raw::c_void, bytesize: usize, Flags: ::std::os::raw::c_uint) -> CUresult,
 >;
+pub type PFN_cuMemHostGetDevicePointer_v3020 = ::std::option::Option<
+    unsafe extern "C" fn(pdptr: *mut CUdeviceptr_v2, p: *mut ::std::os::raw::c_void, Flags: ::std::os::raw::c_uint) -> CUresult,
+>;
 pub type PFN_cuMemPoolSetAttribute_v11020 = ::std::option::Option<
     unsafe extern "C" fn(pool: CUmemoryPool, attr: CUmemPool_attribute, value: *mut ::std::os::raw::c_void) -> CUresult,
 >;
@@ -973,6 +976,9 @@ pub type PFN_cuFuncGetAttribute_v2020 = ::std::option::Option<
 >;
 pub type PFN_cuFuncSetAttribute_v9000 = ::std::option::Option<
     unsafe extern "C" fn(hfunc: CUfunction, attrib: CUfunction_attribute, value: ::std::os::raw::c_int) -> CUresult,
+>;
+pub type PFN_cuFuncGetParamInfo_v12040 = ::std::option::Option<
+    unsafe extern "C" fn(func: CUfunction, paramIndex: usize, paramOffset: *mut usize, paramSize: *mut usize) -> CUresult,
 >;
 pub type PFN_cuOccupancyMaxActiveBlocksPerMultiprocessor_v6050 = ::std::option::Option<
     unsafe extern "C" fn(
@@ -1034,6 +1040,9 @@ pub type PFN_cuMemcpyDtoHAsync_v3020 = ::std::option::Option<
 >;
 pub type PFN_cuMemcpyDtoDAsync_v3020 = ::std::option::Option<
     unsafe extern "C" fn(dstDevice: CUdeviceptr_v2, srcDevice: CUdeviceptr_v2, ByteCount: usize, hStream: CUstream) -> CUresult,
+>;
+pub type PFN_cuMemcpyAsync_v4000 = ::std::option::Option<
+    unsafe extern "C" fn(dst: CUdeviceptr_v2, src: CUdeviceptr_v2, ByteCount: usize, hStream: CUstream) -> CUresult,
 >;
 pub type PFN_cuMemcpyPeerAsync_v4000 = ::std::option::Option<
     unsafe extern "C" fn(
@@ -1100,6 +1109,7 @@ pub struct Functions {
     pub cuEventRecord: PFN_cuEventRecord_v2000,
     pub cuEventSynchronize: PFN_cuEventSynchronize_v2000,
     pub cuFuncGetAttribute: PFN_cuFuncGetAttribute_v2020,
+    pub cuFuncGetParamInfo: PFN_cuFuncGetParamInfo_v12040,
     pub cuFuncSetAttribute: PFN_cuFuncSetAttribute_v9000,
     pub cuGetErrorName: PFN_cuGetErrorName_v6000,
     pub cuGetErrorString: PFN_cuGetErrorString_v6000,
@@ -1113,8 +1123,10 @@ pub struct Functions {
     pub cuMemFreeHost: PFN_cuMemFreeHost_v2000,
     pub cuMemGetInfo: PFN_cuMemGetInfo_v3020,
     pub cuMemHostAlloc: PFN_cuMemHostAlloc_v2020,
+    pub cuMemHostGetDevicePointer: PFN_cuMemHostGetDevicePointer_v3020,
     pub cuMemPoolSetAccess: PFN_cuMemPoolSetAccess_v11020,
     pub cuMemPoolSetAttribute: PFN_cuMemPoolSetAttribute_v11020,
+    pub cuMemcpyAsync: PFN_cuMemcpyAsync_v4000,
     pub cuMemcpyDtoDAsync: PFN_cuMemcpyDtoDAsync_v3020,
     pub cuMemcpyDtoHAsync: PFN_cuMemcpyDtoHAsync_v3020,
     pub cuMemcpyHtoDAsync: PFN_cuMemcpyHtoDAsync_v3020,
@@ -1176,6 +1188,7 @@ impl Functions {
                 cuEventRecord: pointer(find(c"cuEventRecord", 2000)),
                 cuEventSynchronize: pointer(find(c"cuEventSynchronize", 2000)),
                 cuFuncGetAttribute: pointer(find(c"cuFuncGetAttribute", 2020)),
+                cuFuncGetParamInfo: pointer(find(c"cuFuncGetParamInfo", 12040)),
                 cuFuncSetAttribute: pointer(find(c"cuFuncSetAttribute", 9000)),
                 cuGetErrorName: pointer(find(c"cuGetErrorName", 6000)),
                 cuGetErrorString: pointer(find(c"cuGetErrorString", 6000)),
@@ -1189,8 +1202,10 @@ impl Functions {
                 cuMemFreeHost: pointer(find(c"cuMemFreeHost", 2000)),
                 cuMemGetInfo: pointer(find(c"cuMemGetInfo", 3020)),
                 cuMemHostAlloc: pointer(find(c"cuMemHostAlloc", 2020)),
+                cuMemHostGetDevicePointer: pointer(find(c"cuMemHostGetDevicePointer", 3020)),
                 cuMemPoolSetAccess: pointer(find(c"cuMemPoolSetAccess", 11020)),
                 cuMemPoolSetAttribute: pointer(find(c"cuMemPoolSetAttribute", 11020)),
+                cuMemcpyAsync: pointer(find(c"cuMemcpyAsync", 4000)),
                 cuMemcpyDtoDAsync: pointer(find(c"cuMemcpyDtoDAsync", 3020)),
                 cuMemcpyDtoHAsync: pointer(find(c"cuMemcpyDtoHAsync", 3020)),
                 cuMemcpyHtoDAsync: pointer(find(c"cuMemcpyHtoDAsync", 3020)),

@@ -12,7 +12,7 @@ use xtask::workspace::{self, io, relative, text};
 
 /// The functions, each with the CUDA version that gave it the signature we call. The header names their types
 /// `PFN_<name>_v<version>`.
-const FUNCTIONS: [(&str, u32); 58] = [
+const FUNCTIONS: [(&str, u32); 61] = [
     ("cuCtxDisablePeerAccess", 4000),
     ("cuCtxEnablePeerAccess", 4000),
     ("cuCtxGetCurrent", 4000),
@@ -38,6 +38,7 @@ const FUNCTIONS: [(&str, u32); 58] = [
     ("cuEventRecord", 2000),
     ("cuEventSynchronize", 2000),
     ("cuFuncGetAttribute", 2020),
+    ("cuFuncGetParamInfo", 12040),
     ("cuFuncSetAttribute", 9000),
     ("cuGetErrorName", 6000),
     ("cuGetErrorString", 6000),
@@ -51,8 +52,10 @@ const FUNCTIONS: [(&str, u32); 58] = [
     ("cuMemFreeHost", 2000),
     ("cuMemGetInfo", 3020),
     ("cuMemHostAlloc", 2020),
+    ("cuMemHostGetDevicePointer", 3020),
     ("cuMemPoolSetAccess", 11020),
     ("cuMemPoolSetAttribute", 11020),
+    ("cuMemcpyAsync", 4000),
     ("cuMemcpyDtoDAsync", 3020),
     ("cuMemcpyDtoHAsync", 3020),
     ("cuMemcpyHtoDAsync", 3020),
