@@ -12,7 +12,7 @@ impl Parser<'_> {
         let is_entry = self.is_dot("entry");
         self.bump()?;
         self.loc = (None, None);
-        self.registers = 0;
+        let outer = std::mem::take(&mut self.registers);
         let signature = if is_entry { Signature::Kernel } else { Signature::Function };
         if self.is_dot("attribute") {
             self.attributes()?;
@@ -37,6 +37,7 @@ impl Parser<'_> {
             self.bump()?;
             Some(self.nested(Self::statements)?)
         };
+        self.registers = outer;
         Ok(Function { span, name, is_entry, is_extern, returns, params, directives, body })
     }
 

@@ -19,7 +19,7 @@ use lexer::{Kind, Lexer, Token};
 /// How deep blocks, parentheses, operands and initialisers may nest, taken together.
 pub const MAX_DEPTH: u32 = 200;
 
-/// How many registers the parameterised names (`%r<10>`) of one function may declare in all.
+/// How many names the parameterised declarations (`%r<10>`) of one function, or all those outside of functions, may stand for.
 pub const MAX_REGISTERS: u32 = 1 << 20;
 
 /// How many bytes one variable may take.
@@ -69,7 +69,7 @@ struct Parser<'a> {
     depth: u32,
     /// The `.loc` in force and its `inlined_at`.
     loc: (Option<Loc>, Option<Loc>),
-    /// Registers that the function in hand has declared by parameterised names.
+    /// Names that the function in hand, or the module outside of functions, has declared by parameterised declarations.
     registers: u32,
     /// What counts against [`MAX_IMPLIED`].
     implied: u64,

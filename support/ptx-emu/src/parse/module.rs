@@ -119,7 +119,6 @@ impl Parser<'_> {
                 if linkage == Some("common") && space != "global" {
                     return Err(error(self.token.span, "`.common` is for `.global` variables"));
                 }
-                self.registers = 0;
                 let variables = self.variables(is_extern)?;
                 module.variables.extend(variables);
                 Ok(())

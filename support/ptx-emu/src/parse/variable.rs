@@ -268,7 +268,7 @@ impl Parser<'_> {
         self.expect(b'>')?;
         self.registers = self.registers.saturating_add(count);
         if self.registers > MAX_REGISTERS {
-            return Err(error(at, format!("more than {MAX_REGISTERS} names in a function")));
+            return Err(error(at, format!("more than {MAX_REGISTERS} names declared by `<n>`")));
         }
         variable.range = Some(count);
         Ok(variable)
