@@ -62,19 +62,28 @@ pub struct Step {
     pub accumulation: Accumulation,
 }
 
-/// Decoded operands, kept between calls so that a step allocates nothing.
+/// B decoded for the steps of one form: several parts of A can be multiplied by it, row by row.
+#[derive(Debug, Default)]
+pub struct PreparedB {
+    /// `[k][n]`, so that the loop over columns vectorises.
+    values: Vec<f32>,
+    parts: Parts,
+    /// `[n][row_bytes]`, for the rare elements that are computed one by one.
+    bytes: Vec<u8>,
+}
+
+/// Decoded A, kept between calls so that a step allocates nothing.
 #[derive(Default)]
 struct Scratch {
-    /// A, `[m][k]`.
-    a: Vec<f32>,
-    /// B, `[k][n]`, so that the loop over columns vectorises.
-    b: Vec<f32>,
-    a_parts: Parts,
-    b_parts: Parts,
+    /// `[m][k]`
+    values: Vec<f32>,
+    parts: Parts,
+    /// B, where the caller does not prepare it.
+    b: PreparedB,
 }
 
 /// Integers, or significands of FP8 values in units of the last fraction bit, and the exponents of their leading places.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Parts {
     integers: Vec<i32>,
     exponents: Vec<i32>,
@@ -91,86 +100,114 @@ impl Step {
         self.row_bytes * 8 / self.a.bits()
     }
 
+    /// Whether FP8 products are added as Hopper does.
+    fn truncates(&self) -> bool {
+        self.accumulation == Accumulation::Hopper && self.a.is_fp8()
+    }
+
     /// Computes the step. `a` is `[m][row_bytes]`, `b` is `[n][row_bytes]` (a column of B is a row here), `d` is `[m][n]` words: `f32` bits,
     /// or `i32` bits for S32.
     ///
     /// # Panics
     /// When a slice is shorter than that, or `m` is no multiple of 4, or `n` none of 8.
     pub fn run(&self, a: &[u8], b: &[u8], d: &mut [u32]) {
-        assert!(self.m.is_multiple_of(4) && self.n.is_multiple_of(8), "a step of {} rows and {} columns", self.m, self.n);
-        let (a, b, d) = (&a[..self.m * self.row_bytes], &b[..self.n * self.row_bytes], &mut d[..self.m * self.n]);
-        if !self.read_d {
-            d.fill(0);
-        }
         SCRATCH.with_borrow_mut(|scratch| {
-            if self.d == Accumulator::S32 {
-                self.integers(a, b, d, scratch);
-            } else if self.accumulation == Accumulation::Hopper && self.a.is_fp8() {
-                self.hopper(a, b, d, scratch);
-            } else {
-                self.exact(a, b, d, scratch);
-            }
+            let mut prepared = std::mem::take(&mut scratch.b);
+            self.prepare(b, &mut prepared);
+            self.multiply(a, &prepared, d, scratch);
+            scratch.b = prepared;
         });
     }
 
-    fn exact(&self, a: &[u8], b: &[u8], d: &mut [u32], scratch: &mut Scratch) {
-        let k = self.k();
-        scratch.a.resize(self.m * k, 0.0);
-        decode(self.a, a, &mut scratch.a);
-        if self.negate {
-            scratch.a.iter_mut().for_each(|x| *x = -*x);
-        }
-        scratch.b.resize(self.n * k, 0.0);
-        transpose_rows(b, self.row_bytes, self.n, &mut scratch.b, 0.0, |row, out| decode(self.b, row, out));
-        let sizes = Sizes { n: self.n, k };
-        best_isa!(exact_rows(sizes, &scratch.a, &scratch.b, d));
-    }
-
-    fn integers(&self, a: &[u8], b: &[u8], d: &mut [u32], scratch: &mut Scratch) {
-        let k = self.k();
-        let (a_parts, b_parts) = (&mut scratch.a_parts.integers, &mut scratch.b_parts.integers);
-        a_parts.resize(self.m * k, 0);
-        decode_integers(self.a, a, a_parts);
-        b_parts.resize(self.n * k, 0);
-        transpose_rows(b, self.row_bytes, self.n, b_parts, 0, |row, out| decode_integers(self.b, row, out));
-        let sizes = Sizes { n: self.n, k };
-        best_isa!(integer_rows(sizes, a_parts, b_parts, self.saturate, d));
-    }
-
-    fn hopper(&self, a: &[u8], b: &[u8], d: &mut [u32], scratch: &mut Scratch) {
-        let k = self.k();
-        let Scratch { a_parts, b_parts, .. } = scratch;
-        for (parts, rows) in [(&mut *a_parts, self.m), (&mut *b_parts, self.n)] {
-            parts.integers.resize(rows * k, 0);
-            parts.exponents.resize(rows * k, 0);
+    /// Decodes B, `[n][row_bytes]`, for [`Self::run_prepared`] of the same form (`m`, `read_d` and signs may differ).
+    ///
+    /// # Panics
+    /// When `b` is shorter than that, or `n` is no multiple of 8.
+    pub fn prepare(&self, b: &[u8], prepared: &mut PreparedB) {
+        assert!(self.n.is_multiple_of(8), "a step of {} columns", self.n);
+        let b = &b[..self.n * self.row_bytes];
+        let (n, elements) = (self.n, self.n * self.k());
+        let PreparedB { values, parts, bytes } = prepared;
+        if self.d == Accumulator::S32 {
+            parts.integers.resize(elements, 0);
+            transpose_rows(b, self.row_bytes, n, &mut parts.integers, 0, |row, out| decode_integers(self.b, row, out));
+        } else if self.truncates() {
+            parts.integers.resize(elements, 0);
+            parts.exponents.resize(elements, 0);
+            let table = fp8_table(self.b);
+            let code = |x: &u8| usize::from(*x);
+            transpose_rows(b, self.row_bytes, n, &mut parts.integers, 0, |row, out| {
+                row.iter().zip(out).for_each(|(x, o)| *o = table.significands[code(x)]);
+            });
+            transpose_rows(b, self.row_bytes, n, &mut parts.exponents, 0, |row, out| {
+                row.iter().zip(out).for_each(|(x, o)| *o = table.exponents[code(x)]);
+            });
             parts.special.clear();
+            parts.special.extend(b.chunks_exact(self.row_bytes).map(|row| row.iter().any(|x| table.special[code(x)])));
+            bytes.clear();
+            bytes.extend_from_slice(b);
+        } else {
+            values.resize(elements, 0.0);
+            transpose_rows(b, self.row_bytes, n, values, 0.0, |row, out| decode(self.b, row, out));
         }
-        let (a_table, b_table) = (fp8_table(self.a), fp8_table(self.b));
-        for (i, &pattern) in a.iter().enumerate() {
-            let sign = if self.negate { -1 } else { 1 };
-            a_parts.integers[i] = sign * a_table.significands[usize::from(pattern)];
-            a_parts.exponents[i] = a_table.exponents[usize::from(pattern)];
+    }
+
+    /// [`Self::run`] with a B that [`Self::prepare`] decoded.
+    ///
+    /// # Panics
+    /// When a slice is shorter than it must be, or `m` is no multiple of 4, or B was prepared for another form.
+    pub fn run_prepared(&self, a: &[u8], b: &PreparedB, d: &mut [u32]) {
+        SCRATCH.with_borrow_mut(|scratch| self.multiply(a, b, d, scratch));
+    }
+
+    fn multiply(&self, a: &[u8], b: &PreparedB, d: &mut [u32], scratch: &mut Scratch) {
+        assert!(self.m.is_multiple_of(4), "a step of {} rows", self.m);
+        let (a, d) = (&a[..self.m * self.row_bytes], &mut d[..self.m * self.n]);
+        if !self.read_d {
+            d.fill(0);
         }
-        for (column, row) in b.chunks_exact(self.row_bytes).enumerate() {
-            for (i, &pattern) in row.iter().enumerate() {
-                b_parts.integers[i * self.n + column] = b_table.significands[usize::from(pattern)];
-                b_parts.exponents[i * self.n + column] = b_table.exponents[usize::from(pattern)];
+        let (sizes, elements) = (Sizes { n: self.n, k: self.k() }, self.m * self.k());
+        if self.d == Accumulator::S32 {
+            let integers = &mut scratch.parts.integers;
+            integers.resize(elements, 0);
+            decode_integers(self.a, a, integers);
+            best_isa!(integer_rows(sizes, integers, &b.parts.integers, self.saturate, d));
+        } else if self.truncates() {
+            self.hopper(a, b, d, &mut scratch.parts);
+        } else {
+            scratch.values.resize(elements, 0.0);
+            decode(self.a, a, &mut scratch.values);
+            if self.negate {
+                scratch.values.iter_mut().for_each(|x| *x = -*x);
             }
+            best_isa!(exact_rows(sizes, &scratch.values, &b.values, d));
         }
+    }
+
+    fn hopper(&self, a: &[u8], b: &PreparedB, d: &mut [u32], a_parts: &mut Parts) {
+        let sizes = Sizes { n: self.n, k: self.k() };
+        let k = sizes.k;
+        let (a_table, b_table) = (fp8_table(self.a), fp8_table(self.b));
+        a_parts.integers.resize(a.len(), 0);
+        a_parts.exponents.resize(a.len(), 0);
+        let sign = if self.negate { -1 } else { 1 };
+        for ((&pattern, integer), exponent) in a.iter().zip(&mut a_parts.integers).zip(&mut a_parts.exponents) {
+            *integer = sign * a_table.significands[usize::from(pattern)];
+            *exponent = a_table.exponents[usize::from(pattern)];
+        }
+        a_parts.special.clear();
         a_parts.special.extend(a.chunks_exact(k).map(|row| row.iter().any(|&x| a_table.special[usize::from(x)])));
-        b_parts.special.extend(b.chunks_exact(k).map(|row| row.iter().any(|&x| b_table.special[usize::from(x)])));
-        let sizes = Sizes { n: self.n, k };
         let fraction_bits = a_table.fraction_bits + b_table.fraction_bits;
         let specials = |parts: &Parts| parts.special.contains(&true);
-        let rare = specials(a_parts) || specials(b_parts) || d.iter().any(|bits| bits & 0x7f80_0000 == 0x7f80_0000);
+        let rare = specials(a_parts) || specials(&b.parts) || d.iter().any(|bits| bits & 0x7f80_0000 == 0x7f80_0000);
         let before = if rare { d.to_vec() } else { Vec::new() };
-        best_isa!(hopper_rows(sizes, a_parts, b_parts, fraction_bits, d));
+        best_isa!(hopper_rows(sizes, a_parts, &b.parts, fraction_bits, d));
         if rare {
             for (i, word) in d.iter_mut().enumerate() {
                 let (row, column) = (i / self.n, i % self.n);
                 let old = f32::from_bits(before[i]);
-                if a_parts.special[row] || b_parts.special[column] || !old.is_finite() {
-                    let (a_row, b_row) = (&a[row * k..][..k], &b[column * k..][..k]);
+                if a_parts.special[row] || b.parts.special[column] || !old.is_finite() {
+                    let (a_row, b_row) = (&a[row * k..][..k], &b.bytes[column * k..][..k]);
                     let sum = a_row.iter().zip(b_row).fold(old, |sum, (&x, &y)| {
                         let x = a_table.values[usize::from(x)];
                         sum + if self.negate { -x } else { x } * b_table.values[usize::from(y)]

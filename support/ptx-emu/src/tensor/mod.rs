@@ -28,7 +28,7 @@ pub mod matrix;
 pub mod mma;
 pub mod wgmma;
 
-pub use arithmetic::{HOPPER_FRACTION_BITS, Step};
+pub use arithmetic::{HOPPER_FRACTION_BITS, PreparedB, Step};
 
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@
 
 use std::ops::Range;
 
-use super::{Accumulation, Accumulator, Error, Multiplicand, Register, Step};
+use super::{Accumulation, Accumulator, Error, Multiplicand, PreparedB, Register, Step};
 use super::{a_rows_from_registers, accumulators_from_registers, accumulators_to_registers};
 
 const INSTRUCTION: &str = "wgmma.mma_async";
@@ -29,6 +29,12 @@ pub const ROW_BYTES: usize = 32;
 
 /// Rows of A and D.
 pub const ROWS: usize = 64;
+
+/// Rows of A and D that belong to one of the four warps.
+pub const WARP_ROWS: usize = 16;
+
+/// A warp's rows of A, `[16][32 bytes]`.
+pub type WarpRows = [u8; WARP_ROWS * ROW_BYTES];
 
 /// Swizzle of an operand in shared memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -241,12 +247,13 @@ impl Wgmma {
         4
     }
 
-    /// Reads A, `[64][32 bytes]`, through its descriptor; `shared` is indexed by shared address.
+    /// Reads the 16 rows of A that belong to `warp` (0 to 3 in its warpgroup), `[16][32 bytes]`, through its descriptor; `shared` is indexed by
+    /// shared address.
     ///
     /// # Errors
     /// [`Error::SharedOutOfBounds`], [`Error::DescriptorReserved`].
-    pub fn a_from_shared(&self, shared: &[u8], descriptor: u64, a: &mut [u8; ROWS * ROW_BYTES]) -> Result<(), Error> {
-        gather("A", shared, Descriptor::decode(descriptor, "A")?, self.form.transpose_a, a)
+    pub fn a_from_shared(&self, warp: usize, shared: &[u8], descriptor: u64, a: &mut WarpRows) -> Result<(), Error> {
+        gather("A", shared, Descriptor::decode(descriptor, "A")?, self.form.transpose_a, first_row(warp), a)
     }
 
     /// Reads B, `[n][32 bytes]` (a column of B is a row here), through its descriptor; `shared` is indexed by shared address.
@@ -255,15 +262,16 @@ impl Wgmma {
     /// [`Error::SharedOutOfBounds`], [`Error::DescriptorReserved`].
     pub fn b_from_shared(&self, shared: &[u8], descriptor: u64, b: &mut Vec<u8>) -> Result<(), Error> {
         b.resize(self.form.n * ROW_BYTES, 0);
-        gather("B", shared, Descriptor::decode(descriptor, "B")?, self.form.transpose_b, b)
+        gather("B", shared, Descriptor::decode(descriptor, "B")?, self.form.transpose_b, 0, b)
     }
 
-    /// The bytes of shared memory that A's descriptor leads to: sorted, disjoint, neighbours merged.
+    /// The bytes of shared memory that a warp reads through A's descriptor: sorted, disjoint, neighbours merged.
     ///
     /// # Errors
     /// [`Error::DescriptorReserved`].
-    pub fn a_ranges(&self, descriptor: u64) -> Result<Vec<Range<u32>>, Error> {
-        Ok(ranges(Descriptor::decode(descriptor, "A")?, self.form.transpose_a, ROWS as u32))
+    pub fn a_ranges(&self, warp: usize, descriptor: u64) -> Result<Vec<Range<u32>>, Error> {
+        let first = first_row(warp);
+        Ok(ranges(Descriptor::decode(descriptor, "A")?, self.form.transpose_a, first..first + WARP_ROWS as u32))
     }
 
     /// The bytes of shared memory that B's descriptor leads to: sorted, disjoint, neighbours merged.
@@ -271,63 +279,75 @@ impl Wgmma {
     /// # Errors
     /// [`Error::DescriptorReserved`].
     pub fn b_ranges(&self, descriptor: u64) -> Result<Vec<Range<u32>>, Error> {
-        Ok(ranges(Descriptor::decode(descriptor, "B")?, self.form.transpose_b, self.form.n as u32))
+        Ok(ranges(Descriptor::decode(descriptor, "B")?, self.form.transpose_b, 0..self.form.n as u32))
     }
 
-    /// Reads the 16 rows of A that `warp` (0 to 3 in its warpgroup) holds in registers.
+    /// Reads the 16 rows of A that a warp holds in registers.
     ///
     /// # Errors
     /// [`Error::Registers`] when `registers` are not 4.
-    pub fn a_from_registers(&self, warp: usize, registers: &[Register], a: &mut [u8; ROWS * ROW_BYTES]) -> Result<(), Error> {
+    pub fn a_from_registers(&self, registers: &[Register], a: &mut WarpRows) -> Result<(), Error> {
         self.count("a", registers.len(), self.a_registers())?;
-        let rows = a.chunks_exact_mut(16 * ROW_BYTES).nth(warp % 4);
-        if let Some(rows) = rows {
-            a_rows_from_registers(registers, ROW_BYTES, rows);
-        }
+        a_rows_from_registers(registers, ROW_BYTES, a);
         Ok(())
     }
 
-    /// Reads the 16 rows of D that `warp` (0 to 3 in its warpgroup) holds into `d`, `[64][n]` words.
+    /// Reads the rows of D that a warp holds into `d`, `[16][n]` words.
     ///
     /// # Errors
-    /// [`Error::Registers`] when `registers` are not [`Self::d_registers`], or `d` not 64 n words.
-    pub fn d_from_registers(&self, warp: usize, registers: &[Register], d: &mut [u32]) -> Result<(), Error> {
+    /// [`Error::Registers`] when `registers` are not [`Self::d_registers`], or `d` not 16 n words.
+    pub fn d_from_registers(&self, registers: &[Register], d: &mut [u32]) -> Result<(), Error> {
         self.count("d", registers.len(), self.d_registers())?;
-        self.count("d", d.len(), ROWS * self.form.n)?;
-        let rows = &mut d[warp % 4 * 16 * self.form.n..][..16 * self.form.n];
-        accumulators_from_registers(self.form.d, registers, self.form.n, rows);
+        self.count("d", d.len(), WARP_ROWS * self.form.n)?;
+        accumulators_from_registers(self.form.d, registers, self.form.n, d);
         Ok(())
     }
 
-    /// Writes the rows of `d` that `warp` holds into its registers, rounded to the type.
+    /// Writes a warp's rows of D into its registers, rounded to the type.
     ///
     /// # Errors
-    /// [`Error::Registers`] when `registers` are not [`Self::d_registers`], or `d` not 64 n words.
-    pub fn d_to_registers(&self, warp: usize, d: &[u32], registers: &mut [Register]) -> Result<(), Error> {
+    /// [`Error::Registers`] when `registers` are not [`Self::d_registers`], or `d` not 16 n words.
+    pub fn d_to_registers(&self, d: &[u32], registers: &mut [Register]) -> Result<(), Error> {
         self.count("d", registers.len(), self.d_registers())?;
-        self.count("d", d.len(), ROWS * self.form.n)?;
-        let rows = &d[warp % 4 * 16 * self.form.n..][..16 * self.form.n];
-        accumulators_to_registers(self.form.d, rows, self.form.n, registers);
+        self.count("d", d.len(), WARP_ROWS * self.form.n)?;
+        accumulators_to_registers(self.form.d, d, self.form.n, registers);
         Ok(())
     }
 
-    /// `D = A * B + D`, or `D = A * B` when `scale_d` is false: `a` is `[64][32 bytes]`, `b` is `[n][32 bytes]`, `d` is `[64][n]` words.
+    /// Decodes B, `[n][32 bytes]`, once for the four warps.
     ///
     /// # Errors
-    /// [`Error::Registers`] when `b` or `d` has another size.
+    /// [`Error::Registers`] when `b` has another size.
+    pub fn prepare_b(&self, b: &[u8], accumulation: Accumulation, prepared: &mut PreparedB) -> Result<(), Error> {
+        self.count("b", b.len(), self.form.n * ROW_BYTES)?;
+        self.step(true, accumulation).prepare(b, prepared);
+        Ok(())
+    }
+
+    /// A warp's part of `D = A * B + D`, or of `D = A * B` when `scale_d` is false: `a` is `[16][32 bytes]`, `d` is `[16][n]` words.
+    ///
+    /// # Errors
+    /// [`Error::Registers`] when `d` has another size.
+    ///
+    /// # Panics
+    /// When `b` was prepared for another form or accumulation.
     pub fn run(
         &self,
-        a: &[u8; ROWS * ROW_BYTES],
-        b: &[u8],
+        a: &WarpRows,
+        b: &PreparedB,
         scale_d: bool,
         accumulation: Accumulation,
         d: &mut [u32],
     ) -> Result<(), Error> {
+        self.count("d", d.len(), WARP_ROWS * self.form.n)?;
+        self.step(scale_d, accumulation).run_prepared(a, b, d);
+        Ok(())
+    }
+
+    fn step(&self, scale_d: bool, accumulation: Accumulation) -> Step {
         let form = &self.form;
-        self.count("b", b.len(), form.n * ROW_BYTES)?;
-        self.count("d", d.len(), ROWS * form.n)?;
-        let step = Step {
-            m: ROWS,
+        Step {
+            m: WARP_ROWS,
             n: form.n,
             row_bytes: ROW_BYTES,
             a: form.a,
@@ -337,9 +357,7 @@ impl Wgmma {
             negate: form.negate_a != form.negate_b,
             saturate: form.saturate,
             accumulation,
-        };
-        step.run(a, b, d);
-        Ok(())
+        }
     }
 
     fn count(&self, operand: &'static str, got: usize, expected: usize) -> Result<(), Error> {
@@ -353,35 +371,46 @@ fn chunk<'a>(operand: &'static str, shared: &'a [u8], address: u32) -> Result<&'
     shared.get(at..at + 16).ok_or(Error::SharedOutOfBounds { operand, address, end: shared.len() as u32 })
 }
 
-/// Copies an operand of `out.len() / 32` rows out of shared memory.
-fn gather(operand: &'static str, shared: &[u8], descriptor: Descriptor, mn_major: bool, out: &mut [u8]) -> Result<(), Error> {
-    let rows = out.len() / ROW_BYTES;
+/// First of the rows of A and D that belong to a warp.
+const fn first_row(warp: usize) -> u32 {
+    (warp % 4 * WARP_ROWS) as u32
+}
+
+/// Copies `out.len() / 32` rows of an operand, from row `first` on, out of shared memory. `first` is a multiple of 8.
+fn gather(
+    operand: &'static str,
+    shared: &[u8],
+    descriptor: Descriptor,
+    mn_major: bool,
+    first: u32,
+    out: &mut [u8],
+) -> Result<(), Error> {
     if mn_major {
         // 16-bit elements: 16 bytes hold 8 rows at one k.
-        for j in 0..rows / 8 {
+        for (j, rows) in out.chunks_exact_mut(8 * ROW_BYTES).enumerate() {
             for k in 0..16 {
-                let bytes = chunk(operand, shared, descriptor.mn_major(j as u32, k as u32))?;
+                let bytes = chunk(operand, shared, descriptor.mn_major(first / 8 + j as u32, k as u32))?;
                 for (i, element) in bytes.chunks_exact(2).enumerate() {
-                    out[(8 * j + i) * ROW_BYTES + 2 * k..][..2].copy_from_slice(element);
+                    rows[i * ROW_BYTES + 2 * k..][..2].copy_from_slice(element);
                 }
             }
         }
     } else {
         for (r, row) in out.chunks_exact_mut(ROW_BYTES).enumerate() {
             for (c, place) in row.chunks_exact_mut(16).enumerate() {
-                place.copy_from_slice(chunk(operand, shared, descriptor.k_major(r as u32, c as u32))?);
+                place.copy_from_slice(chunk(operand, shared, descriptor.k_major(first + r as u32, c as u32))?);
             }
         }
     }
     Ok(())
 }
 
-/// The byte ranges of an operand of `rows` rows.
-fn ranges(descriptor: Descriptor, mn_major: bool, rows: u32) -> Vec<Range<u32>> {
+/// The byte ranges of some rows of an operand, multiples of 8.
+fn ranges(descriptor: Descriptor, mn_major: bool, rows: Range<u32>) -> Vec<Range<u32>> {
     let mut starts: Vec<u32> = if mn_major {
-        (0..rows / 8).flat_map(|j| (0..16).map(move |k| descriptor.mn_major(j, k))).collect()
+        (rows.start / 8..rows.end / 8).flat_map(|j| (0..16).map(move |k| descriptor.mn_major(j, k))).collect()
     } else {
-        (0..rows).flat_map(|r| (0..2).map(move |c| descriptor.k_major(r, c))).collect()
+        rows.flat_map(|r| (0..2).map(move |c| descriptor.k_major(r, c))).collect()
     };
     starts.sort_unstable();
     let mut merged: Vec<Range<u32>> = Vec::new();

@@ -1,5 +1,5 @@
-use super::super::wgmma::{Descriptor, Form, ROW_BYTES, ROWS, Swizzle, Wgmma};
-use super::super::{Accumulation, Accumulator, Error, Multiplicand as M, Register};
+use super::super::wgmma::{Descriptor, Form, ROW_BYTES, ROWS, Swizzle, WARP_ROWS, Wgmma};
+use super::super::{Accumulation, Accumulator, Error, Multiplicand as M, PreparedB, Register};
 use super::{Matrix, Random, expected, get, put, random_accumulators};
 
 const SWIZZLES: [Swizzle; 4] = [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128];
@@ -171,10 +171,16 @@ fn canonical_layouts() {
                             .encode();
                             let mut bytes = Vec::new();
                             let ranges = if operand == 'A' {
-                                let mut a = [0; ROWS * ROW_BYTES];
-                                wgmma.a_from_shared(&shared, descriptor, &mut a).unwrap();
-                                bytes.extend(a);
-                                wgmma.a_ranges(descriptor).unwrap()
+                                let mut ranges = vec![];
+                                for warp in 0..4 {
+                                    let mut a = [0; WARP_ROWS * ROW_BYTES];
+                                    wgmma.a_from_shared(warp, &shared, descriptor, &mut a).unwrap();
+                                    bytes.extend(a);
+                                    let own = wgmma.a_ranges(warp, descriptor).unwrap();
+                                    assert!(own.windows(2).all(|w| w[0].end < w[1].start), "sorted and merged");
+                                    ranges.extend(own);
+                                }
+                                ranges
                             } else {
                                 wgmma.b_from_shared(&shared, descriptor, &mut bytes).unwrap();
                                 wgmma.b_ranges(descriptor).unwrap()
@@ -190,7 +196,10 @@ fn canonical_layouts() {
                             }
                             let wanted: Vec<bool> = written.iter().map(|w| *w == step + 1).collect();
                             assert!(touched == wanted, "{context}: ranges");
-                            assert!(ranges.windows(2).all(|w| w[0].end < w[1].start), "{context}: sorted and merged");
+                            let mut sorted = ranges.clone();
+                            sorted.sort_unstable_by_key(|range| range.start);
+                            assert!(sorted.windows(2).all(|w| w[0].end <= w[1].start), "{context}: disjoint");
+                            assert!(operand == 'A' || ranges.windows(2).all(|w| w[0].end < w[1].start), "{context}: merged");
                         }
                     }
                 }
@@ -207,7 +216,7 @@ fn dense_operands_are_one_range() {
         Descriptor { start: 1024, leading_byte_offset: 0, stride_byte_offset: 256, base_offset: 0, swizzle: Swizzle::B32 };
     assert_eq!(wgmma.b_ranges(descriptor.encode()).unwrap(), vec![1024..1024 + 128 * 32]);
     descriptor = Descriptor { swizzle: Swizzle::None, leading_byte_offset: 128, ..descriptor };
-    assert_eq!(wgmma.a_ranges(descriptor.encode()).unwrap(), vec![1024..1024 + 64 * 32]);
+    assert_eq!(wgmma.a_ranges(3, descriptor.encode()).unwrap(), vec![1024 + 48 * 32..1024 + 64 * 32]);
 }
 
 /// Row and column of element `i` of A in thread `thread` of the warpgroup: figures 148, 150 and 152.
@@ -233,9 +242,14 @@ fn check_product(form: Form, scale_d: bool, random: &mut Random) {
     let (am, bm) = (Matrix::random(form.a, ROWS, k, random), Matrix::random(form.b, n, k, random));
     let bytes =
         |m: &Matrix, ty: M| -> Vec<u8> { m.patterns.iter().flat_map(|p| p.to_le_bytes()[..ty.bits() / 8].to_vec()).collect() };
-    let mut a = [0; ROWS * ROW_BYTES];
-    if form.a_in_registers {
-        for warp in 0..4 {
+    let a_bytes = bytes(&am, form.a);
+    let d_bits = if form.d == Accumulator::F16 { 16 } else { 32 };
+    let (c_patterns, c_values) = random_accumulators(form.d, ROWS * n, random);
+    let mut prepared = PreparedB::default();
+    wgmma.prepare_b(&bytes(&bm, form.b), Accumulation::Exact, &mut prepared).unwrap();
+    for warp in 0..4 {
+        let mut a = [0; WARP_ROWS * ROW_BYTES];
+        if form.a_in_registers {
             let mut registers: Vec<Register> = vec![[0; 32]; 4];
             for lane in 0..32 {
                 for i in 0..ROWS * k / 128 {
@@ -243,27 +257,21 @@ fn check_product(form: Form, scale_d: bool, random: &mut Random) {
                     put(&mut registers, form.a.bits(), lane, i, am.pattern(row, column));
                 }
             }
-            wgmma.a_from_registers(warp, &registers, &mut a).unwrap();
+            wgmma.a_from_registers(&registers, &mut a).unwrap();
+        } else {
+            a.copy_from_slice(&a_bytes[warp * WARP_ROWS * ROW_BYTES..][..WARP_ROWS * ROW_BYTES]);
         }
-    } else {
-        a.copy_from_slice(&bytes(&am, form.a));
-    }
-    let d_bits = if form.d == Accumulator::F16 { 16 } else { 32 };
-    let (c_patterns, c_values) = random_accumulators(form.d, ROWS * n, random);
-    let mut registers: Vec<Vec<Register>> = vec![vec![[0; 32]; wgmma.d_registers()]; 4];
-    let mut d = vec![0x7fc0_0000; ROWS * n];
-    for (warp, registers) in registers.iter_mut().enumerate() {
+        let mut registers: Vec<Register> = vec![[0; 32]; wgmma.d_registers()];
         for lane in 0..32 {
             for i in 0..n / 2 {
                 let (row, column) = d_place(32 * warp + lane, i);
-                put(registers, d_bits, lane, i, c_patterns[row * n + column]);
+                put(&mut registers, d_bits, lane, i, c_patterns[row * n + column]);
             }
         }
-        wgmma.d_from_registers(warp, registers, &mut d).unwrap();
-    }
-    wgmma.run(&a, &bytes(&bm, form.b), scale_d, Accumulation::Exact, &mut d).unwrap();
-    for (warp, registers) in registers.iter_mut().enumerate() {
-        wgmma.d_to_registers(warp, &d, registers).unwrap();
+        let mut d = vec![0x7fc0_0000; WARP_ROWS * n];
+        wgmma.d_from_registers(&registers, &mut d).unwrap();
+        wgmma.run(&a, &prepared, scale_d, Accumulation::Exact, &mut d).unwrap();
+        wgmma.d_to_registers(&d, &mut registers).unwrap();
         for lane in 0..32 {
             for i in 0..n / 2 {
                 let (row, column) = d_place(32 * warp + lane, i);
@@ -271,7 +279,7 @@ fn check_product(form: Form, scale_d: bool, random: &mut Random) {
                 let sign = if form.negate_a != form.negate_b { -1.0 } else { 1.0 };
                 let products = (0..k).map(|at| (sign * am.value(row, at), bm.value(column, at)));
                 let want = expected(form.d, form.saturate, c, products);
-                assert_eq!(get(registers, d_bits, lane, i), want, "{form:?} warp {warp} lane {lane} element {i}");
+                assert_eq!(get(&registers, d_bits, lane, i), want, "{form:?} warp {warp} lane {lane} element {i}");
             }
         }
     }
