@@ -315,6 +315,9 @@ impl Engine {
 
     fn end(&mut self, inner: &Inner, cluster: &mut Cluster) -> Result<(), Report> {
         let launch = &cluster.launch;
+        if let Some(what) = cluster.blocks.iter().find_map(|block| block.tensor.unfinished()) {
+            return Err(self.stopped(inner, Kind::Divergence, what, Some(launch)));
+        }
         if let Some(detector) = &mut self.detector {
             for block in &cluster.blocks {
                 if let Some(race) = block.race {

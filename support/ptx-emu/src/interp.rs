@@ -210,7 +210,7 @@ fn run_group(warp: &mut Warp, around: &mut Surroundings<'_>, launch: &Launch, le
                 warp.groups[warp.current].pc += 1;
             } else {
                 let resumed = warp.groups[warp.current].wait.take();
-                if checks.uninitialized || (checks.in_flight && !warp.tensor.in_flight.is_empty()) {
+                if checks.uninitialized || (checks.in_flight && warp.tensor.watches()) {
                     before(warp, instr, mask, checks.uninitialized).map_err(|f| located(f, mask))?;
                 }
                 let mut cx = Cx {
@@ -284,31 +284,9 @@ fn before(warp: &mut Warp, instr: &Instr, mask: Mask, uninitialized: bool) -> Ex
     if uninitialized && !instr.moves {
         check_defined(warp, instr, mask)?;
     }
-    // Matrix instructions know themselves which registers they may touch.
-    if !warp.tensor.in_flight.is_empty() && !matches!(instr.op, Op::Tensor(_)) {
-        let in_flight = |warp: &Warp, key: u32| key & PRED_BIT == 0 && warp.tensor.in_flight.contains(&warp.regs.absolute(key));
-        if instr.moves {
-            // A copy of a register in flight is as unusable as the register.
-            if instr.reads.iter().any(|&key| in_flight(warp, key)) {
-                for &key in instr.writes.iter().filter(|&&key| key & PRED_BIT == 0) {
-                    let slot = warp.regs.absolute(key);
-                    if !warp.tensor.in_flight.contains(&slot) {
-                        warp.tensor.in_flight.push(slot);
-                    }
-                }
-            }
-        } else if let Some(&key) = instr.reads.iter().chain(&instr.writes).find(|&&key| in_flight(warp, key)) {
-            let written = instr.writes.contains(&key);
-            return Err(Fault::at(
-                Kind::WgmmaRegisterInFlight,
-                mask.trailing_zeros() as usize,
-                format!(
-                    "{} {} a register of a wgmma.mma_async that has not been waited for",
-                    instr.text,
-                    if written { "writes" } else { "reads" }
-                ),
-            ));
-        }
+    // Asynchronous matrix instructions know themselves which registers they may take.
+    if warp.tensor.watches() && !matches!(instr.op, Op::Tensor(tensor_ops::TensorOp::Wgmma(_))) {
+        tensor_ops::before_instruction(warp, instr, mask)?;
     }
     Ok(())
 }

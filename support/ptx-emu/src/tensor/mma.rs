@@ -122,6 +122,12 @@ impl Mma {
 /// A register of 64 bits of a warp.
 pub type WideRegister = [u64; 32];
 
+/// Whether there is an F64 form of this shape.
+#[must_use]
+pub const fn has_f64(shape: (usize, usize, usize)) -> bool {
+    matches!(shape, (8, 8, 4) | (16, 8, 4 | 8 | 16))
+}
+
 /// `mma.sync.aligned.m{m}n{n}k{k}.row.col.f64.f64.f64.f64{.rn}`: a chain of fused multiply-adds, `k` ascending from C.
 ///
 /// Shapes `m8n8k4`, `m16n8k4`, `m16n8k8`, `m16n8k16`. A needs `m / 8 * k / 4` registers, B `k / 4`, C and D `m / 4`. Element `r` of A is at row
@@ -136,7 +142,7 @@ pub fn f64(
     c: &[WideRegister],
     d: &mut [WideRegister],
 ) -> Result<(), Error> {
-    if !matches!((m, n, k), (8, 8, 4) | (16, 8, 4 | 8 | 16)) {
+    if !has_f64((m, n, k)) {
         return Err(Error::NoSuchForm { instruction: INSTRUCTION, form: format!("m{m}n{n}k{k}.row.col.f64.f64.f64.f64") });
     }
     let halves = m / 8;
