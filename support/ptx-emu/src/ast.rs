@@ -1,5 +1,7 @@
 //! The syntax tree of a PTX module: what the parser makes and the decoder reads. Nothing here knows what an instruction means.
 
+use std::sync::Arc;
+
 /// A place in the PTX text, both counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Span {
@@ -228,8 +230,9 @@ pub struct Instruction {
     pub span: Span,
     /// The `.loc` in force.
     pub loc: Option<Loc>,
-    /// Where the function that holds `loc` was inlined into: the `inlined_at` of that `.loc`.
-    pub inlined_at: Option<Loc>,
+    /// Where the function that holds `loc` was inlined into, by the `inlined_at` of that `.loc`; then where the function that holds that
+    /// place was inlined into, and so on. Empty where nothing was inlined.
+    pub inlined_at: Arc<[Loc]>,
     /// Guard predicate.
     pub guard: Option<Guard>,
     /// All of the opcode split at the dots: `ld.global.nc.v4.f32` is `["ld", "global", "nc", "v4", "f32"]`; `::` stays inside a

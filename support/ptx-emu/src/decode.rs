@@ -457,6 +457,7 @@ impl Decoder<'_> {
             moves: self.moves,
             span: instruction.span,
             loc: instruction.loc,
+            inlined_at: Arc::clone(&instruction.inlined_at),
             text,
         });
         Ok(())

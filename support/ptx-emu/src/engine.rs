@@ -4,6 +4,7 @@
 //! function of the seed. Few clusters are active at a time, which keeps memory and caches small; as long as the
 //! active ones do not end, more are started, up to what the device has room for, so that blocks which wait for one another meet.
 
+use crate::ast::Loc;
 use crate::config::Config;
 use crate::cx::{Block, Cluster, Frame, Group, Wait, Warp};
 use crate::detect::Detector;
@@ -499,15 +500,14 @@ fn party(state: &State, launch: &Arc<Launch>, party: &race::Party) -> (String, O
 fn site_in(program: &crate::program::Program, kernel: Arc<str>, function: u32, pc: u32) -> Option<Site> {
     let function = program.functions.get(function as usize)?;
     let instr = function.code.get(pc as usize)?;
+    let named = |l: Loc| (program.files.get(&l.file).cloned().unwrap_or_else(|| Arc::from("?")), l.line);
     Some(Site {
         kernel,
         function: Arc::clone(&function.name),
         instruction: Arc::clone(&instr.text),
         ptx_line: instr.span.line,
-        source: instr.loc.map(|l| {
-            let file = program.files.get(&l.file).cloned().unwrap_or_else(|| Arc::from("?"));
-            (file, l.line)
-        }),
+        source: instr.loc.map(named),
+        inlined_at: instr.inlined_at.iter().copied().map(named).collect(),
     })
 }
 
@@ -515,7 +515,7 @@ fn place(launch: &Launch, function: u32, pc: u32) -> Site {
     let kernel = launch.name();
     site_in(&launch.program, Arc::clone(&kernel), function, pc).unwrap_or_else(|| {
         let name = launch.program.functions.get(function as usize).map_or_else(|| Arc::clone(&kernel), |f| Arc::clone(&f.name));
-        Site { kernel, function: name, instruction: Arc::from("end"), ptx_line: 0, source: None }
+        Site { kernel, function: name, instruction: Arc::from("end"), ptx_line: 0, source: None, inlined_at: vec![] }
     })
 }
 

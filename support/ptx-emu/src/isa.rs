@@ -235,6 +235,8 @@ pub struct Instr {
     pub span: Span,
     /// Where it comes from.
     pub loc: Option<Loc>,
+    /// Where that was inlined into, innermost first.
+    pub inlined_at: Arc<[Loc]>,
     /// The opcode as written, for reports.
     pub text: Arc<str>,
 }

@@ -83,13 +83,19 @@ pub struct Site {
     pub ptx_line: u32,
     /// File and line of the source, where the PTX has `.loc` directives.
     pub source: Option<(Arc<str>, u32)>,
+    /// Where the function that holds this source line was inlined into, innermost first: the last one is in `function`.
+    pub inlined_at: Vec<(Arc<str>, u32)>,
 }
 
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at PTX line {}", self.instruction, self.ptx_line)?;
         if let Some((file, line)) = &self.source {
-            write!(f, " ({file}:{line})")?;
+            write!(f, " ({file}:{line}")?;
+            for (file, line) in &self.inlined_at {
+                write!(f, ", inlined at {file}:{line}")?;
+            }
+            write!(f, ")")?;
         }
         if self.function != self.kernel {
             write!(f, " in {}", self.function)?;

@@ -118,7 +118,7 @@ fn the_features_of_ordinary_modules() {
     assert_ne!(shuffle.loc.unwrap().file, 1);
     let source = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/ptx/features.cu")).unwrap();
     let line = source.lines().position(|l| l.contains("__shfl_xor_sync")).unwrap() as u32 + 1;
-    assert_eq!(shuffle.inlined_at.map(|at| (at.file, at.line)), Some((1, line)));
+    assert_eq!(shuffle.inlined_at.first().map(|at| (at.file, at.line)), Some((1, line)));
     assert!(matches!(shuffle.operands[0], Operand::Pair(..)));
 
     let device = function(&module, "bump");
@@ -430,10 +430,18 @@ fn places_in_the_source() {
         module(&format!(".file 1 \"a.cu\"\n.file 2 \"b\\\\.cu\", 12, 34\n.entry k() {{ {text} }} .entry l() {{ exit; }}"));
     assert_eq!(module.files, [(1, "a.cu".into()), (2, "b\\\\.cu".into())]);
     let loc = |line, column| Some(Loc { file: 1, line, column });
-    let locs: Vec<_> = instructions(&module.functions[0]).iter().map(|i| (i.loc, i.inlined_at)).collect();
+    let locs: Vec<_> = instructions(&module.functions[0]).iter().map(|i| (i.loc, i.inlined_at.first().copied())).collect();
     let inlined = (loc(9, 3), loc(21, 3));
     assert_eq!(locs, [(None, None), (loc(10, 3), None), (loc(10, 3), None), inlined, inlined, (loc(0, 0), None)]);
     assert_eq!(instructions(&module.functions[1])[0].loc, None);
+
+    // The outer call comes first, and only its latest place counts.
+    let at = |line, outer| format!(".loc 1 {line} 1, function_name info, inlined_at 1 {outer} 1\n");
+    let text = format!(".entry k() {{ {}{}{}exit;\n{}{}exit; }}", at(9, 10), at(8, 9), at(7, 8), at(9, 20), at(8, 9));
+    let module = self::module(&format!(".file 1 \"a.cu\"\n{text}"));
+    let chains: Vec<Vec<u32>> =
+        instructions(&module.functions[0]).iter().map(|i| i.inlined_at.iter().map(|l| l.line).collect()).collect();
+    assert_eq!(chains, [vec![8, 9, 10], vec![9, 20]]);
 }
 
 #[test]

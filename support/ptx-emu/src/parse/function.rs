@@ -2,8 +2,9 @@
 
 use super::lexer::Kind;
 use super::variable::Signature;
-use super::{Parser, Result, error};
+use super::{MAX_INLINED, Parser, Result, error};
 use crate::ast::{Function, Loc, Statement};
+use std::sync::Arc;
 
 impl Parser<'_> {
     /// A kernel or device function; `.entry` or `.func` is in hand.
@@ -11,7 +12,8 @@ impl Parser<'_> {
         let span = self.token.span;
         let is_entry = self.is_dot("entry");
         self.bump()?;
-        self.loc = (None, None);
+        self.loc = (None, Arc::default());
+        self.inlined.clear();
         let outer = std::mem::take(&mut self.registers);
         let signature = if is_entry { Signature::Kernel } else { Signature::Function };
         if self.is_dot("attribute") {
@@ -185,7 +187,7 @@ impl Parser<'_> {
     fn location(&mut self) -> Result<()> {
         self.bump()?;
         let loc = self.place()?;
-        let mut inlined_at = None;
+        let mut inlined_at: Arc<[Loc]> = Arc::default();
         if self.eat(b',')? {
             self.keyword("function_name")?;
             if self.token.kind == Kind::DotWord {
@@ -196,7 +198,11 @@ impl Parser<'_> {
             self.offset()?;
             self.expect(b',')?;
             self.keyword("inlined_at")?;
-            inlined_at = Some(self.place()?);
+            // The compiler says where the outer function was inlined before it says so of the inner one.
+            let outer = self.place()?;
+            let known = self.inlined.get(&outer).cloned().unwrap_or_default();
+            inlined_at = std::iter::once(outer).chain(known.iter().copied()).take(MAX_INLINED).collect();
+            self.inlined.insert(loc, Arc::clone(&inlined_at));
         }
         self.loc = (Some(loc), inlined_at);
         Ok(())

@@ -15,6 +15,8 @@ mod variable;
 use crate::ast::{Loc, Module, Span};
 pub use crate::error::ParseError;
 use lexer::{Kind, Lexer, Token};
+use std::collections::HashMap;
+use std::sync::Arc;
 
 /// How deep blocks, parentheses, operands and initialisers may nest, taken together.
 pub const MAX_DEPTH: u32 = 200;
@@ -27,6 +29,9 @@ pub const MAX_VARIABLE_BYTES: u64 = 1 << 40;
 
 /// The largest alignment, in bytes.
 pub const MAX_ALIGN: u32 = 1 << 16;
+
+/// How many calls that were inlined into each other a place remembers.
+pub const MAX_INLINED: usize = 16;
 
 /// How many elements the initial values of a module may leave out between those they give (`{{1}, {2}}` of rows of three leaves
 /// two), and how many labels its `.branchtargets` may name by `L<10>`: what a few characters of text stand for.
@@ -67,8 +72,10 @@ struct Parser<'a> {
     token: Token<'a>,
     ahead: Token<'a>,
     depth: u32,
-    /// The `.loc` in force and its `inlined_at`.
-    loc: (Option<Loc>, Option<Loc>),
+    /// The `.loc` in force and the places it was inlined into, innermost first.
+    loc: (Option<Loc>, Arc<[Loc]>),
+    /// What each place of the function in hand was last said to be inlined into.
+    inlined: HashMap<Loc, Arc<[Loc]>>,
     /// Names that the function in hand, or the module outside of functions, has declared by parameterised declarations.
     registers: u32,
     /// What counts against [`MAX_IMPLIED`].
@@ -80,7 +87,7 @@ impl<'a> Parser<'a> {
         let mut lexer = Lexer::new(text);
         let token = lexer.next();
         let ahead = lexer.next();
-        Parser { lexer, token, ahead, depth: 0, loc: (None, None), registers: 0, implied: 0 }
+        Parser { lexer, token, ahead, depth: 0, loc: (None, Arc::default()), inlined: HashMap::new(), registers: 0, implied: 0 }
     }
 
     /// Takes the token in hand.

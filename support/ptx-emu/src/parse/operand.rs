@@ -37,7 +37,7 @@ impl Parser<'_> {
             return self.expected("`,` or `;`");
         }
         self.bump()?;
-        let (loc, inlined_at) = self.loc;
+        let (loc, inlined_at) = self.loc.clone();
         Ok(Instruction { span: first.span, loc, inlined_at, guard, opcode, operands })
     }
 
