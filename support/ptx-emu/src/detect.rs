@@ -27,6 +27,6 @@ impl From<Box<race::Report>> for Box<Fault> {
             }
             other => (Kind::Unsupported, other.to_string()),
         };
-        Box::new(Fault { kind, lane: None, message, other: None, race: Some(report) })
+        Box::new(Fault { kind, lane: None, message, other: None, race: Some(report), site: None })
     }
 }

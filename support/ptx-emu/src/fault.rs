@@ -15,12 +15,14 @@ pub struct Fault {
     pub other: Option<String>,
     /// What the race detector found: the engine puts it in words.
     pub race: Option<Box<crate::race::Report>>,
+    /// The instruction to blame, by its number, where it is another one than runs: that of an asynchronous operation.
+    pub site: Option<u32>,
 }
 
 impl Fault {
     /// Of a whole warp instruction.
     pub fn new(kind: Kind, message: impl Into<String>) -> Box<Fault> {
-        Box::new(Fault { kind, lane: None, message: message.into(), other: None, race: None })
+        Box::new(Fault { kind, lane: None, message: message.into(), other: None, race: None, site: None })
     }
 
     /// What the race detector found.
@@ -30,7 +32,7 @@ impl Fault {
 
     /// Of one lane.
     pub fn at(kind: Kind, lane: usize, message: impl Into<String>) -> Box<Fault> {
-        Box::new(Fault { kind, lane: Some(lane), message: message.into(), other: None, race: None })
+        Box::new(Fault { kind, lane: Some(lane), message: message.into(), other: None, race: None, site: None })
     }
 }
 

@@ -111,6 +111,8 @@ pub struct Object {
     pub phase: Phase,
     /// What the race detector keeps with it.
     pub sync: MbarrierSync,
+    /// The phase in which bytes of an asynchronous copy landed last, if no thread has waited since.
+    landed: Option<u8>,
 }
 
 /// The objects of a block, by shared address.
@@ -125,6 +127,11 @@ impl Objects {
         }
         let end = address.saturating_add(size);
         self.0.range(address.saturating_sub(7)..end).next().map(|(&at, _)| at)
+    }
+
+    /// The address of an object on which asynchronous copies landed that no thread has waited for.
+    pub fn unwaited(&self) -> Option<u32> {
+        self.0.iter().find(|(_, object)| object.landed.is_some()).map(|(&at, _)| at)
     }
 
     /// The state of the object at an address.
@@ -254,7 +261,7 @@ fn init(cx: &mut Cx<'_>, lane: usize, place: Place, count: u32) -> Exec {
         detector.race.mbarrier_init(warp, lane as u32, owner, u64::from(place.address), cx.site)?;
     }
     io::poke_shared(&mut block.shared, place.address, phase.pack());
-    block.sync.mbarriers.0.insert(place.address, Object { phase, sync: MbarrierSync::new() });
+    block.sync.mbarriers.0.insert(place.address, Object { phase, sync: MbarrierSync::new(), landed: None });
     cx.env.progress();
     Ok(())
 }
@@ -274,6 +281,8 @@ fn inval(cx: &mut Cx<'_>, lane: usize, place: Place) -> Exec {
         detector.race.mbarrier_inval(warp, lane as u32, owner, u64::from(place.address), cx.site)?;
     }
     block.sync.mbarriers.0.remove(&place.address);
+    // What is left there is nobody's value.
+    block.shared.undefine(u64::from(place.address), 8);
     cx.env.progress();
     Ok(())
 }
@@ -388,6 +397,9 @@ fn wait(
                 let address = u64::from(place.address);
                 detector.race.mbarrier_wait(&mut object.sync, owner, address, warp, same, learns, site)?;
             }
+            if complete == Some(true) && object.landed != Some(object.phase.phase) {
+                object.landed = None;
+            }
             Ok(Ok((complete, waited)))
         })?;
         let Some(complete) = complete else {
@@ -421,7 +433,7 @@ pub fn complete(
     blocks: &mut [Block],
     detector: Option<&mut Detector>,
     place: Place,
-    agent: Option<AgentId>,
+    agents: &[AgentId],
     landed: Option<u32>,
     what: &str,
 ) -> Exec {
@@ -431,8 +443,13 @@ pub fn complete(
     }
     let owner = blocks[place.rank].race;
     with_object(blocks, place, None, what, |object| {
-        if let (Some(detector), Some(agent), Some(owner)) = (detector, agent, owner) {
-            detector.race.mbarrier_complete(&mut object.sync, owner, u64::from(place.address), agent)?;
+        if let (Some(detector), Some(owner)) = (detector, owner) {
+            for &agent in agents {
+                detector.race.mbarrier_complete(&mut object.sync, owner, u64::from(place.address), agent)?;
+            }
+        }
+        if landed.is_some() {
+            object.landed = Some(object.phase.phase);
         }
         let result = match landed {
             Some(bytes) => object.phase.complete_tx(bytes),
@@ -443,6 +460,11 @@ pub fn complete(
         }
         Ok(result.map(drop))
     })
+}
+
+/// Checks that there is an object.
+pub fn exists(blocks: &mut [Block], place: Place, lane: usize, what: &str) -> Exec {
+    with_object(blocks, place, Some(lane), what, |_| Ok(Ok(())))
 }
 
 /// One arrival more is pending at an object: before an asynchronous one.

@@ -1,14 +1,18 @@
 //! Barriers, mbarriers, fences, asynchronous copies and what keeps track of them: decoding and executing.
 
 mod barrier;
+mod bulk;
 mod cluster;
+mod cp_async;
 mod fence;
+mod groups;
 mod hooks;
 mod io;
 mod mbarrier;
 mod misc;
 mod parts;
 mod phase;
+mod queue;
 
 use crate::ast::Instruction;
 use crate::cx::{Block, Cx, Group, Step, Wait, Warp};
@@ -17,6 +21,7 @@ use crate::detect::Detector;
 use crate::fault::{Exec, Fault};
 use crate::isa::Src;
 use crate::machine::{Env, Launch};
+use crate::memory::View;
 use crate::regs::{LANES, Mask};
 use crate::report::Kind;
 use crate::rng::Rng;
@@ -39,6 +44,10 @@ pub enum SyncOp {
     Fence(fence::FenceOp),
     /// `griddepcontrol`, `nanosleep`, `setmaxnreg`
     Misc(misc::MiscOp),
+    /// `cp.async`
+    Copy(cp_async::CopyOp),
+    /// `cp.async.bulk`, `cp.reduce.async.bulk`
+    Bulk(bulk::BulkOp),
 }
 
 /// What a warp keeps: groups of asynchronous copies, warp barriers.
@@ -46,6 +55,8 @@ pub enum SyncOp {
 pub struct WarpState {
     barriers: barrier::WarpBarriers,
     cluster: cluster::Arrivals,
+    copies: groups::Groups,
+    bulk: groups::Groups,
 }
 
 /// What a block keeps: named barriers, mbarriers, the multiprocessor it runs on.
@@ -62,6 +73,8 @@ pub struct BlockState {
     exited: Vec<Mask>,
     mbarriers: mbarrier::Objects,
     registers: misc::Registers,
+    /// A bulk copy that a thread has issued from shared memory and not waited for before it exited.
+    abandoned: Option<&'static str>,
 }
 
 impl BlockState {
@@ -81,6 +94,8 @@ impl BlockState {
 #[derive(Debug, Default)]
 pub struct ClusterState {
     barrier: cluster::ClusterBarrier,
+    queue: queue::Queue,
+    view: View,
 }
 
 /// Decodes one.
@@ -91,6 +106,8 @@ pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<Sy
         ["bar" | "barrier", ..] => barrier::decode(decoder, instruction),
         ["mbarrier", ..] => mbarrier::decode(decoder, instruction),
         ["fence" | "membar", ..] => fence::decode(decoder, instruction),
+        ["cp", "async", "bulk", ..] | ["cp", "reduce", "async", "bulk", ..] => bulk::decode(decoder, instruction),
+        ["cp", "async", ..] => cp_async::decode(decoder, instruction),
         ["griddepcontrol" | "nanosleep" | "setmaxnreg", ..] => misc::decode(decoder, instruction),
         _ => Err(decoder.unknown(instruction)),
     }
@@ -105,6 +122,8 @@ pub fn exec(op: &SyncOp, cx: &mut Cx<'_>) -> Exec<Step> {
         SyncOp::Mbarrier(op) => mbarrier::exec(op, cx),
         SyncOp::Fence(op) => fence::exec(*op, cx),
         SyncOp::Misc(op) => misc::exec(op, cx),
+        SyncOp::Copy(op) => cp_async::exec(op, cx),
+        SyncOp::Bulk(op) => bulk::exec(op, cx),
     }
 }
 
@@ -154,20 +173,21 @@ pub fn describe(wait: &Wait, warp: &Warp, rank: usize, blocks: &[Block], cluster
 }
 
 /// Asynchronous operations in flight that could complete now.
-pub fn pending(_cluster: &ClusterState) -> usize {
-    0
+pub fn pending(cluster: &ClusterState) -> usize {
+    cluster.queue.len()
 }
 
-/// Completes one asynchronous operation in flight, chosen by `rng`; false when there is none.
+/// Carries one asynchronous operation in flight on, chosen by `rng`; false when there is none.
 pub fn advance(
-    _env: &Env,
-    _launch: &Launch,
-    _blocks: &mut [Block],
-    _cluster: &mut ClusterState,
-    _detector: Option<&mut Detector>,
-    _rng: &mut Rng,
+    env: &Env,
+    launch: &Launch,
+    blocks: &mut [Block],
+    cluster: &mut ClusterState,
+    detector: Option<&mut Detector>,
+    rng: &mut Rng,
 ) -> Exec<bool> {
-    Ok(false)
+    let mut world = io::World { env, launch, blocks, detector, view: &mut cluster.view };
+    cluster.queue.advance(&mut world, rng)
 }
 
 /// Called when threads of a warp exit: barriers no longer wait for them.
@@ -181,8 +201,33 @@ pub fn exited(blocks: &mut [Block], cluster: &mut ClusterState, rank: usize, war
     let newly = gone & !std::mem::replace(before, gone);
     barrier::exited(state, warp);
     cluster::exited(cluster, warp, newly);
+    if let Some(open) = warp.sync.bulk.open.iter().find(|o| o.lanes & !o.read & newly != 0) {
+        state.abandoned = Some(open.what);
+    }
     if warp.live == 0 {
         misc::exited(block, warp.index)?;
+    }
+    if block.live_threads == 0 {
+        block_exited(block, cluster, rank)?;
+    }
+    Ok(())
+}
+
+/// The last thread of a block has exited: nothing may touch its shared memory any more.
+fn block_exited(block: &Block, cluster: &ClusterState, rank: usize) -> Exec {
+    if let Some(operation) = cluster.queue.iter().find(|o| o.touches(rank) && !matches!(o.body, queue::Body::Lanes { .. })) {
+        let message = format!("the block ends while {} from or to its shared memory is in flight", operation.what);
+        return Err(Fault::new(Kind::EarlyExit, message));
+    }
+    if let Some(what) = block.sync.abandoned {
+        let message = format!("the block ends, and a thread that issued {what} from its shared memory has not waited for it");
+        return Err(Fault::new(Kind::EarlyExit, message));
+    }
+    if let Some(address) = block.sync.mbarriers.unwaited() {
+        let message = format!(
+            "the block ends, and no thread has waited for the asynchronous copies that complete on the mbarrier at shared address {address:#x}"
+        );
+        return Err(Fault::new(Kind::EarlyExit, message));
     }
     Ok(())
 }
