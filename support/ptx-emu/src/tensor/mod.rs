@@ -27,6 +27,7 @@ mod arithmetic;
 pub mod matrix;
 pub mod mma;
 pub mod wgmma;
+pub mod wmma;
 
 pub use arithmetic::{HOPPER_FRACTION_BITS, PreparedB, Step};
 

@@ -4,6 +4,7 @@ mod accumulation;
 mod matrix;
 mod mma;
 mod wgmma;
+mod wmma;
 
 use super::{Accumulator, Multiplicand, Register};
 use crate::formats::{Format, Modifiers, Rounding, encode};
