@@ -452,9 +452,8 @@ impl Engine {
             seed: self.seed,
         };
         if let Some(site) = fault.site {
-            report.site = lock_state(inner)
-                .site(site)
-                .and_then(|(program, function, pc)| site_in(&program, launch.name(), function, pc));
+            report.site =
+                lock_state(inner).site(site).and_then(|(program, function, pc)| site_in(&program, launch.name(), function, pc));
         }
         if let Some(found) = fault.race
             && let race::Report::Race(found) = *found

@@ -42,7 +42,7 @@ pub struct WarpState {
     open: Group,
     committed: VecDeque<Group>,
     /// All slots that `open` and `committed` own, and the copies: what most instructions are checked against.
-    in_flight: Vec<usize>,
+    pub in_flight: Vec<usize>,
     /// Copies of slots in flight: (copy, original).
     copies: Vec<(usize, usize)>,
     /// Fences so far.
