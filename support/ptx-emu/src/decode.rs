@@ -52,6 +52,7 @@ pub struct Decoder<'a> {
     reads: Vec<u32>,
     writes: Vec<u32>,
     moves: bool,
+    defines: bool,
     span: Span,
     sink: u32,
     is_entry: bool,
@@ -253,6 +254,7 @@ fn decode_function(
         reads: vec![],
         writes: vec![],
         moves: false,
+        defines: false,
         span: function.span,
         sink: 0,
         is_entry: function.is_entry,
@@ -437,6 +439,7 @@ impl Decoder<'_> {
         self.reads.clear();
         self.writes.clear();
         self.moves = false;
+        self.defines = false;
         let guard = match &instruction.guard {
             None => None,
             Some(guard) => Some(self.pred(&guard.name, guard.negated)?),
@@ -455,6 +458,7 @@ impl Decoder<'_> {
             reads: self.reads.as_slice().into(),
             writes: self.writes.as_slice().into(),
             moves: self.moves,
+            defines: self.defines,
             span: instruction.span,
             loc: instruction.loc,
             inlined_at: Arc::clone(&instruction.inlined_at),
@@ -803,6 +807,11 @@ impl Decoder<'_> {
     /// The instruction only moves values: reading an unwritten register is then no error yet.
     pub fn moves(&mut self) {
         self.moves = true;
+    }
+
+    /// The instruction marks what it writes as defined or not itself.
+    pub fn defines(&mut self) {
+        self.defines = true;
     }
 
     /// Forgets that these registers are read: the instruction decides at run time (a multiplication by a false scale, say).

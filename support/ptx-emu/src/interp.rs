@@ -292,6 +292,9 @@ fn before(warp: &mut Warp, instr: &Instr, mask: Mask, uninitialized: bool) -> Ex
 }
 
 fn after(warp: &mut Warp, instr: &Instr, mask: Mask) {
+    if instr.defines {
+        return;
+    }
     let mut value = Mask::MAX;
     if instr.moves {
         let guard = instr.guard.map(|g| g.index | PRED_BIT);

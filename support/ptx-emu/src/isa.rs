@@ -231,6 +231,8 @@ pub struct Instr {
     pub writes: Box<[u32]>,
     /// It only moves values: what nothing wrote stays unwritten at its destination, and is reported where it is used.
     pub moves: bool,
+    /// It marks what it writes as defined or not itself: a load of local memory, where bytes may be undefined.
+    pub defines: bool,
     /// Where it stands in the PTX.
     pub span: Span,
     /// Where it comes from.

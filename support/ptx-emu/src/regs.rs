@@ -137,6 +137,14 @@ impl RegFile {
         }
     }
 
+    /// Writes a 128-bit register in the given lanes; of a narrower one the low bits.
+    pub fn set128(&mut self, reg: Reg, low: &Lanes64, high: &Lanes64, mask: Mask) {
+        self.set64(reg, low, mask);
+        if reg.width == Width::W128 {
+            self.put64(reg.slot + 2, high, mask);
+        }
+    }
+
     fn put32(&mut self, slot: u32, values: &Lanes32, mask: Mask) {
         let to = self.r32_mut(slot);
         if mask == Mask::MAX {

@@ -20,6 +20,24 @@ pub trait Word: Copy + Default {
     /// # Safety
     /// `to` is aligned for the type, and valid for writes; others access what is there only by atomic operations meanwhile.
     unsafe fn store(to: *mut u8, value: Self);
+
+    /// Loads what only this thread accesses, at any alignment.
+    ///
+    /// # Safety
+    /// `from` is valid for reads.
+    unsafe fn load_own(from: *const u8) -> Self;
+
+    /// Stores where only this thread has access, at any alignment.
+    ///
+    /// # Safety
+    /// `to` is valid for writes.
+    unsafe fn store_own(to: *mut u8, value: Self);
+
+    /// Replaces a value by a function of it, as one operation; gives the old value.
+    ///
+    /// # Safety
+    /// `to` is aligned for the type, and valid for reads and writes; others access what is there only by atomic operations meanwhile.
+    unsafe fn update(to: *mut u8, new: impl Fn(Self) -> Self) -> Self;
 }
 
 macro_rules! words {
@@ -35,6 +53,32 @@ macro_rules! words {
             unsafe fn store(to: *mut u8, value: $t) {
                 // SAFETY: the caller promises what this wants.
                 unsafe { <$atomic>::from_ptr(to.cast()) }.store(value.to_le(), Ordering::Relaxed);
+            }
+
+            #[inline(always)]
+            unsafe fn load_own(from: *const u8) -> $t {
+                // SAFETY: the caller promises what this wants.
+                <$t>::from_le(unsafe { from.cast::<$t>().read_unaligned() })
+            }
+
+            #[inline(always)]
+            unsafe fn store_own(to: *mut u8, value: $t) {
+                // SAFETY: the caller promises what this wants.
+                unsafe { to.cast::<$t>().write_unaligned(value.to_le()) };
+            }
+
+            #[inline]
+            unsafe fn update(to: *mut u8, new: impl Fn($t) -> $t) -> $t {
+                // SAFETY: the caller promises what this wants.
+                let atomic = unsafe { <$atomic>::from_ptr(to.cast()) };
+                let mut old = atomic.load(Ordering::Relaxed);
+                loop {
+                    let value = new(<$t>::from_le(old)).to_le();
+                    match atomic.compare_exchange_weak(old, value, Ordering::AcqRel, Ordering::Relaxed) {
+                        Ok(old) => return <$t>::from_le(old),
+                        Err(other) => old = other,
+                    }
+                }
             }
         }
     )* };

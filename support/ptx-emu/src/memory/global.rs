@@ -535,13 +535,26 @@ impl Default for View {
 }
 
 impl View {
-    /// The allocation that holds an address, if a kernel on `device` may access it. `site` is a number of the instruction, under which
-    /// the place is remembered.
+    /// Sees what has changed since. Allocations found before may be gone then, and their pointers with them.
     #[inline]
-    pub fn find(&mut self, memory: &Memory, device: u32, site: u32, address: u64) -> Option<&Allocation> {
+    pub fn renew(&mut self, memory: &Memory) {
         if self.generation != memory.generation.load(Ordering::Acquire) {
-            self.renew(memory);
+            self.replace(memory);
         }
+    }
+
+    #[cold]
+    fn replace(&mut self, memory: &Memory) {
+        let mut state = memory.state();
+        // Changes happen under the lock.
+        self.generation = memory.generation.load(Ordering::Relaxed);
+        self.snapshot = Some(state.snapshot(memory.devices));
+    }
+
+    /// The allocation that holds an address, if a kernel on `device` may access it, as of the last [`View::renew`]; it lives at least until
+    /// the next. `site` is a number of the instruction, under which the place is remembered.
+    #[inline]
+    pub fn find(&mut self, device: u32, site: u32, address: u64) -> Option<&Allocation> {
         let snapshot = self.snapshot.as_deref()?;
         let hint = &mut self.hints[site as usize % HINTS];
         let holds = |a: &Allocation| address.wrapping_sub(a.base) < a.size;
@@ -561,13 +574,5 @@ impl View {
             Some(owner) if owner != device && !*snapshot.peers.get((device * snapshot.devices + owner) as usize)? => None,
             _ => Some(found),
         }
-    }
-
-    #[cold]
-    fn renew(&mut self, memory: &Memory) {
-        let mut state = memory.state();
-        // Changes happen under the lock.
-        self.generation = memory.generation.load(Ordering::Relaxed);
-        self.snapshot = Some(state.snapshot(memory.devices));
     }
 }

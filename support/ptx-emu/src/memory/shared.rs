@@ -1,6 +1,7 @@
 //! Shared memory of a block.
 
 use super::defined::words;
+use crate::cx::SHARED_START;
 
 /// The shared memory of a block; byte i of `data` has shared address i.
 #[derive(Debug, Default)]
@@ -30,22 +31,24 @@ impl SharedMemory {
         !self.defined.is_empty()
     }
 
-    /// Whether a range of addresses is inside.
+    /// Whether a range of addresses is inside, and not in the first bytes that are reserved.
     #[inline]
     pub fn holds(&self, address: u64, len: u64) -> bool {
-        address.checked_add(len).is_some_and(|end| end <= self.size())
+        address >= u64::from(SHARED_START) && address.checked_add(len).is_some_and(|end| end <= self.size())
     }
 
     /// Bytes of a range; None when it is not inside. Says nothing about which bytes are defined.
     pub fn bytes(&self, address: u32, len: usize) -> Option<&[u8]> {
-        self.data.get(address as usize..)?.get(..len)
+        self.holds(u64::from(address), len as u64).then(|| &self.data[address as usize..][..len])
     }
 
     /// Writes bytes, which count as written; false when the range is not inside.
     #[must_use]
     pub fn write(&mut self, address: u32, bytes: &[u8]) -> bool {
-        let Some(to) = self.data.get_mut(address as usize..).and_then(|d| d.get_mut(..bytes.len())) else { return false };
-        to.copy_from_slice(bytes);
+        if !self.holds(u64::from(address), bytes.len() as u64) {
+            return false;
+        }
+        self.data[address as usize..][..bytes.len()].copy_from_slice(bytes);
         self.define(u64::from(address), bytes.len() as u64);
         true
     }

@@ -160,29 +160,33 @@ fn definedness_is_kept_by_the_byte() {
 fn views_see_allocations_peers_and_frees() {
     let memory = Memory::new(2, false);
     let mut view = View::default();
-    assert!(view.find(&memory, 0, 0, 0x1000).is_none());
+    let mut find = |device, site, address| {
+        view.renew(&memory);
+        view.find(device, site, address).map(Allocation::base)
+    };
+    assert!(find(0, 0, 0x1000).is_none());
     let addresses: Vec<u64> = (0..50).map(|i| memory.alloc(i % 2, 100 + u64::from(i)).unwrap()).collect();
     for (i, &address) in addresses.iter().enumerate() {
         let device = i as u32 % 2;
         let last = address + 99 + i as u64;
         for site in [3, 3 + 64, i as u32] {
-            assert_eq!(view.find(&memory, device, site, address).unwrap().base(), address);
-            assert_eq!(view.find(&memory, device, site, last).unwrap().base(), address);
-            assert!(view.find(&memory, device, site, last + 1).is_none());
-            assert!(view.find(&memory, device, site, address - 1).is_none());
-            assert!(view.find(&memory, 1 - device, site, address).is_none(), "no peer access");
+            assert_eq!(find(device, site, address), Some(address));
+            assert_eq!(find(device, site, last), Some(address));
+            assert!(find(device, site, last + 1).is_none());
+            assert!(find(device, site, address - 1).is_none());
+            assert!(find(1 - device, site, address).is_none(), "no peer access");
         }
     }
     memory.enable_peer(0, 1).unwrap();
-    assert!(view.find(&memory, 0, 0, addresses[1]).is_some());
-    assert!(view.find(&memory, 1, 0, addresses[0]).is_none());
+    assert!(find(0, 0, addresses[1]).is_some());
+    assert!(find(1, 0, addresses[0]).is_none());
     memory.disable_peer(0, 1).unwrap();
-    assert!(view.find(&memory, 0, 0, addresses[1]).is_none());
+    assert!(find(0, 0, addresses[1]).is_none());
     let pinned = memory.alloc_pinned(10).unwrap();
-    assert!(view.find(&memory, 0, 0, pinned).is_some() && view.find(&memory, 1, 0, pinned).is_some());
+    assert!(find(0, 0, pinned).is_some() && find(1, 0, pinned).is_some());
     memory.free(addresses[2]).unwrap();
-    assert!(view.find(&memory, 0, 0, addresses[2]).is_none());
-    assert!(view.find(&memory, 0, 0, addresses[4]).is_some());
+    assert!(find(0, 0, addresses[2]).is_none());
+    assert!(find(0, 0, addresses[4]).is_some());
 }
 
 #[test]
@@ -228,20 +232,21 @@ fn pinned_memory_is_the_hosts() {
 
 #[test]
 fn shared_memory_keeps_which_bytes_are_defined() {
-    let mut shared = SharedMemory::new(1000, true);
-    assert!(shared.write(990, &[1; 10]) && !shared.write(991, &[1; 10]) && !shared.write(u32::MAX, &[1]));
-    assert_eq!(shared.first_undefined(900, 100), Some(900));
-    assert_eq!(shared.first_undefined(990, 10), None);
-    assert_eq!(shared.first_undefined(985, 10), Some(985));
-    shared.undefine(995, 1);
-    assert_eq!(shared.first_undefined(990, 10), Some(995));
+    let mut shared = SharedMemory::new(2000, true);
+    assert!(shared.write(1990, &[1; 10]) && !shared.write(1991, &[1; 10]) && !shared.write(u32::MAX, &[1]));
+    assert!(!shared.write(1023, &[1; 2]), "the first 1024 bytes are nobody's");
+    assert_eq!(shared.first_undefined(1900, 100), Some(1900));
+    assert_eq!(shared.first_undefined(1990, 10), None);
+    assert_eq!(shared.first_undefined(1985, 10), Some(1985));
+    shared.undefine(1995, 1);
+    assert_eq!(shared.first_undefined(1990, 10), Some(1995));
     shared.define(0, u64::MAX);
-    assert_eq!(shared.first_undefined(0, 1000), None);
-    assert!(shared.holds(0, 1000) && !shared.holds(1, 1000) && !shared.holds(u64::MAX, 1));
-    assert_eq!(shared.bytes(998, 2), Some(&[1, 1][..]));
-    assert_eq!(shared.bytes(998, 3), None);
-    assert!(!SharedMemory::new(1000, false).tracked());
-    assert_eq!(SharedMemory::new(1000, false).first_undefined(0, 1000), None);
+    assert_eq!(shared.first_undefined(1024, 976), None);
+    assert!(shared.holds(1024, 976) && !shared.holds(1023, 1) && !shared.holds(1025, 976) && !shared.holds(u64::MAX, 1));
+    assert_eq!(shared.bytes(1998, 2), Some(&[1, 1][..]));
+    assert_eq!(shared.bytes(1998, 3), None);
+    assert!(!SharedMemory::new(2000, false).tracked());
+    assert_eq!(SharedMemory::new(2000, false).first_undefined(1024, 976), None);
 }
 
 #[test]
