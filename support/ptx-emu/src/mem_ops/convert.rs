@@ -296,6 +296,5 @@ fn shared_offset(generic: bool, address: u64, rank: usize, ranks: usize, lane: u
 fn is_constant(cx: &mut Cx<'_>, device: u32, address: u64) -> bool {
     let site = cx.site;
     let Some(block) = cx.blocks.get_mut(cx.rank) else { return false };
-    block.view.renew(&cx.env.memory);
-    block.view.find(device, site, address).is_some_and(|found| found.constant())
+    block.view.find(&cx.env.memory, device, site, address).is_some_and(|found| found.constant())
 }

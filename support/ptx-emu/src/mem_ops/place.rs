@@ -242,7 +242,7 @@ pub fn global(cx: &mut Cx<'_>, addresses: &Lanes64, mask: Mask, shape: &Shape) -
     let (device, site) = (cx.launch.device, cx.site);
     let Some(block) = cx.blocks.get_mut(cx.rank) else { return Err(Fault::new(Kind::Unsupported, "no such block")) };
     block.view.renew(&cx.env.memory);
-    if let Some(found) = block.view.find(device, site, addresses[first])
+    if let Some(found) = block.view.current(device, site, addresses[first])
         && !(shape.writes && found.constant())
         && (!shape.constant || found.constant())
         && let Some(pointers) = point(addresses, found.base(), found.size(), shape.bytes, found.pointer())
@@ -297,7 +297,7 @@ fn global_lane(view: &mut View, env: &Env, device: u32, site: u32, lane: usize, 
     let bytes = u64::from(shape.bytes);
     let fault =
         |kind: Kind, what: &str| Err(Fault::at(kind, lane, format!("{} {bytes} bytes at {address:#x}: {what}", shape.verb())));
-    let found = match view.find(device, site, address) {
+    let found = match view.current(device, site, address) {
         Some(found) if bytes <= found.size() - (address - found.base()) => found,
         _ => {
             let window = |start: u64| address.wrapping_sub(start) < WINDOW;
@@ -528,9 +528,8 @@ pub fn global_range(
     what: &str,
 ) -> Exec<std::sync::Arc<Allocation>> {
     let mut view = View::default();
-    view.renew(&env.memory);
     let wrong = |why: &str| Err(Fault::new(Kind::OutOfBounds, format!("{what}: {len} bytes at {address:#x}: {why}")));
-    match (view.find(device, 0, address), env.memory.range(address, len)) {
+    match (view.find(&env.memory, device, 0, address), env.memory.range(address, len)) {
         (Some(found), Ok(_)) if writes && found.constant() => wrong("constants cannot be written"),
         (Some(_), Ok(range)) => Ok(range),
         _ => wrong(&env.memory.explain(device, address, len)),

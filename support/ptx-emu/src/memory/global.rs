@@ -551,10 +551,18 @@ impl View {
         self.snapshot = Some(state.snapshot(memory.devices));
     }
 
-    /// The allocation that holds an address, if a kernel on `device` may access it, as of the last [`View::renew`]; it lives at least until
-    /// the next. `site` is a number of the instruction, under which the place is remembered.
+    /// The allocation that holds an address, if a kernel on `device` may access it now; it lives at least until this view is used again.
+    /// `site` is a number of the instruction, under which the place is remembered.
     #[inline]
-    pub fn find(&mut self, device: u32, site: u32, address: u64) -> Option<&Allocation> {
+    pub fn find(&mut self, memory: &Memory, device: u32, site: u32, address: u64) -> Option<&Allocation> {
+        self.renew(memory);
+        self.current(device, site, address)
+    }
+
+    /// The allocation that holds an address, if a kernel on `device` may access it, as of the last [`View::renew`]; it lives at least until
+    /// the next.
+    #[inline]
+    pub fn current(&mut self, device: u32, site: u32, address: u64) -> Option<&Allocation> {
         let snapshot = self.snapshot.as_deref()?;
         let hint = &mut self.hints[site as usize % HINTS];
         let holds = |a: &Allocation| address.wrapping_sub(a.base) < a.size;

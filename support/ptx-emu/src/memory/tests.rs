@@ -160,10 +160,7 @@ fn definedness_is_kept_by_the_byte() {
 fn views_see_allocations_peers_and_frees() {
     let memory = Memory::new(2, false);
     let mut view = View::default();
-    let mut find = |device, site, address| {
-        view.renew(&memory);
-        view.find(device, site, address).map(Allocation::base)
-    };
+    let mut find = |device, site, address| view.find(&memory, device, site, address).map(Allocation::base);
     assert!(find(0, 0, 0x1000).is_none());
     let addresses: Vec<u64> = (0..50).map(|i| memory.alloc(i % 2, 100 + u64::from(i)).unwrap()).collect();
     for (i, &address) in addresses.iter().enumerate() {
