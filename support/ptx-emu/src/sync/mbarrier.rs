@@ -1,6 +1,12 @@
 //! mbarrier objects: `mbarrier.*` (PTX ISA 9.0, section 9.7.13.15). What a state is and how it changes is in [`super::phase`].
 //!
 //! Each block keeps a table of its objects; their 8 bytes of shared memory mirror it, so that a store over an object is noticed when it is used next.
+//!
+//! # Scopes
+//!
+//! An arrival from another block of the cluster orders something for a wait only if both say `.cluster`. One exception: by the manual an arrival
+//! without a scope has `.cta`, under which one at another block's object would order nothing at all. Kernels in wide use arrive like this
+//! (and wait without a scope), and hardware orders them. So an arrival without a scope is taken as one that every wait observes.
 
 use super::parts::{Parts, Place, SharedAddr, Window, check_shared, locate, order_and_scope, places, shared_addr};
 use super::phase::{Misuse, Phase};
@@ -11,7 +17,7 @@ use crate::decode::{Decoder, Result};
 use crate::detect::Detector;
 use crate::fault::{Exec, Fault};
 use crate::isa::{Reg, Src};
-use crate::race::{AgentId, MbarrierSync, Order};
+use crate::race::{AgentId, MbarrierSync, Order, Scope, Sem};
 use crate::regs::{LANES, Lanes64, Mask, lanes};
 use crate::report::Kind;
 use std::collections::BTreeMap;
@@ -24,13 +30,26 @@ pub enum MbarrierOp {
     /// `inval`
     Inval { at: SharedAddr },
     /// `arrive`, `arrive_drop`, with what they can carry.
-    Arrive { at: SharedAddr, state: Option<Reg>, count: Src, tx: Option<Src>, drop: bool, no_complete: bool, relaxed: bool },
+    Arrive { at: SharedAddr, state: Option<Reg>, count: Src, tx: Option<Src>, drop: bool, no_complete: bool, order: Sent },
     /// `expect_tx`, `complete_tx`
     Tx { at: SharedAddr, bytes: Src, complete: bool },
     /// `test_wait`, `try_wait`
-    Wait { at: SharedAddr, done: Option<u32>, what: Src, parity: bool, may_wait: bool, relaxed: bool },
+    Wait { at: SharedAddr, done: Option<u32>, what: Src, parity: bool, may_wait: bool, sem: Sem },
     /// `pending_count`
     PendingCount { dst: Reg, state: Src },
+}
+
+/// What an arrival orders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// Nothing: `.relaxed`.
+    Relaxed,
+    /// `.release.cta`
+    Block,
+    /// `.release.cluster`
+    Cluster,
+    /// `.release`, and no scope is written.
+    Unqualified,
 }
 
 /// Decodes one.
@@ -52,13 +71,18 @@ pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<Sy
         ("arrive" | "arrive_drop", [state, at, rest @ ..]) => {
             let expects = parts.take("expect_tx");
             let no_complete = !expects && parts.take("noComplete");
-            let Some(sem) = order_and_scope(&mut parts, Order::Release) else { return Err(decoder.unknown(instruction)) };
-            let relaxed = sem.order == Order::Relaxed;
+            let order = match order_and_scope(&mut parts, Order::Release) {
+                None => return Err(decoder.unknown(instruction)),
+                Some((sem, _)) if sem.order == Order::Relaxed => Sent::Relaxed,
+                Some((_, false)) => Sent::Unqualified,
+                Some((sem, true)) if sem.scope == Scope::Cluster => Sent::Cluster,
+                Some(_) => Sent::Block,
+            };
             let sink = matches!(state, Operand::Name(name) if name == "_");
             if remote && !sink {
                 return Err(decoder.error("an arrival at another block's mbarrier gives no state: the destination must be _"));
             }
-            if no_complete && (remote || sink || relaxed) {
+            if no_complete && (remote || sink || matches!(order, Sent::Relaxed | Sent::Cluster)) {
                 return Err(decoder.unknown(instruction));
             }
             let state = if sink { None } else { Some(decoder.dst_of(state, Type::B64)?) };
@@ -69,11 +93,10 @@ pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<Sy
                 [tx] if expects => (Src::Imm(1), Some(decoder.src(tx, Type::U32)?)),
                 _ => return Err(decoder.error("wrong number of operands of mbarrier.arrive")),
             };
-            MbarrierOp::Arrive { at, state, count, tx, drop: name == "arrive_drop", no_complete, relaxed }
+            MbarrierOp::Arrive { at, state, count, tx, drop: name == "arrive_drop", no_complete, order }
         }
         ("expect_tx" | "complete_tx", [at, bytes]) => {
-            let Some(sem) = order_and_scope(&mut parts, Order::Relaxed) else { return Err(decoder.unknown(instruction)) };
-            if sem.order != Order::Relaxed {
+            if order_and_scope(&mut parts, Order::Relaxed).is_none() {
                 return Err(decoder.unknown(instruction));
             }
             let at = shared_addr(decoder, at, window)?;
@@ -81,7 +104,7 @@ pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<Sy
         }
         ("test_wait" | "try_wait", [done, at, what, hint @ ..]) if !remote => {
             let parity = parts.take("parity");
-            let Some(sem) = order_and_scope(&mut parts, Order::Acquire) else { return Err(decoder.unknown(instruction)) };
+            let Some((sem, _)) = order_and_scope(&mut parts, Order::Acquire) else { return Err(decoder.unknown(instruction)) };
             let may_wait = name == "try_wait";
             match hint {
                 [] => {}
@@ -91,7 +114,7 @@ pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<Sy
             let done = decoder.pred_dst(done)?;
             let at = shared_addr(decoder, at, window)?;
             let what = decoder.src(what, if parity { Type::U32 } else { Type::B64 })?;
-            MbarrierOp::Wait { at, done, what, parity, may_wait, relaxed: sem.order == Order::Relaxed }
+            MbarrierOp::Wait { at, done, what, parity, may_wait, sem }
         }
         ("pending_count", [dst, state]) if window == Window::Generic => {
             MbarrierOp::PendingCount { dst: decoder.dst_of(dst, Type::U32)?, state: decoder.src(state, Type::B64)? }
@@ -109,10 +132,19 @@ pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<Sy
 pub struct Object {
     /// Its state.
     pub phase: Phase,
-    /// What the race detector keeps with it.
-    pub sync: MbarrierSync,
+    /// What the race detector keeps with it: what arrivals of its own block and asynchronous operations have ordered.
+    sync: MbarrierSync,
+    /// The same for arrivals of other blocks at cluster scope.
+    remote: MbarrierSync,
     /// The phase in which bytes of an asynchronous copy landed last, if no thread has waited since.
     landed: Option<u8>,
+}
+
+impl Object {
+    fn complete_phase(&mut self) {
+        self.sync.complete_phase();
+        self.remote.complete_phase();
+    }
 }
 
 /// The objects of a block, by shared address.
@@ -185,8 +217,8 @@ pub fn exec(op: &MbarrierOp, cx: &mut Cx<'_>) -> Exec<Step> {
                 inval(cx, lane, place)?;
             }
         }
-        MbarrierOp::Arrive { at, state, count, tx, drop, no_complete, relaxed } => {
-            let how = Arrival { drop: *drop, no_complete: *no_complete, relaxed: *relaxed };
+        MbarrierOp::Arrive { at, state, count, tx, drop, no_complete, order } => {
+            let how = Arrival { drop: *drop, no_complete: *no_complete, order: *order };
             let counts = cx.get32(count);
             let tx = tx.as_ref().map(|tx| cx.get32(tx));
             let mut states = [0; LANES];
@@ -216,15 +248,15 @@ pub fn exec(op: &MbarrierOp, cx: &mut Cx<'_>) -> Exec<Step> {
                     }
                     Ok(object.phase.complete_tx(n).map(|done| {
                         if done {
-                            object.sync.complete_phase();
+                            object.complete_phase();
                         }
                     }))
                 })?;
             }
             cx.env.progress();
         }
-        MbarrierOp::Wait { at, done, what, parity, may_wait, relaxed } => {
-            return wait(cx, at, *done, what, *parity, *may_wait, *relaxed);
+        MbarrierOp::Wait { at, done, what, parity, may_wait, sem } => {
+            return wait(cx, at, *done, what, *parity, *may_wait, *sem);
         }
         MbarrierOp::PendingCount { dst, state } => {
             let counts = cx.get64(state).map(|s| Phase::unpack(s).pending);
@@ -261,7 +293,11 @@ fn init(cx: &mut Cx<'_>, lane: usize, place: Place, count: u32) -> Exec {
         detector.race.mbarrier_init(warp, lane as u32, owner, u64::from(place.address), cx.site)?;
     }
     io::poke_shared(&mut block.shared, place.address, phase.pack());
-    block.sync.mbarriers.0.insert(place.address, Object { phase, sync: MbarrierSync::new(), landed: None });
+    block
+        .sync
+        .mbarriers
+        .0
+        .insert(place.address, Object { phase, sync: MbarrierSync::new(), remote: MbarrierSync::new(), landed: None });
     cx.env.progress();
     Ok(())
 }
@@ -291,7 +327,7 @@ fn inval(cx: &mut Cx<'_>, lane: usize, place: Place) -> Exec {
 struct Arrival {
     drop: bool,
     no_complete: bool,
-    relaxed: bool,
+    order: Sent,
 }
 
 /// Lanes arrive one after the other; `states` gets the state before each.
@@ -303,7 +339,7 @@ fn arrive(
     states: &mut Lanes64,
 ) -> Exec {
     let warp = cx.race_warp();
-    let site = cx.site;
+    let (site, rank) = (cx.site, cx.rank);
     let mut rest = list;
     while let Some(&(first, place)) = rest.first() {
         let same = rest.iter().take_while(|(_, p)| *p == place).count();
@@ -334,12 +370,16 @@ fn arrive(
                 if completed || l == now[now.len() - 1].0 {
                     if let (Some(detector), Some(warp), Some(owner)) = (detector.as_deref_mut(), warp, owner) {
                         let address = u64::from(place.address);
-                        detector.race.mbarrier_arrive(&mut object.sync, owner, address, warp, untold, how.relaxed, site)?;
+                        let far = place.rank != rank;
+                        let into = if far && how.order == Sent::Cluster { &mut object.remote } else { &mut object.sync };
+                        // At block scope, an arrival at another block's object orders nothing.
+                        let relaxed = how.order == Sent::Relaxed || far && how.order == Sent::Block;
+                        detector.race.mbarrier_arrive(into, owner, address, warp, untold, relaxed, site)?;
                     }
                     untold = 0;
                 }
                 if completed {
-                    object.sync.complete_phase();
+                    object.complete_phase();
                 }
             }
             Ok(Ok(()))
@@ -353,15 +393,7 @@ fn arrive(
 }
 
 /// `test_wait`, `try_wait`: lanes may ask about different objects.
-fn wait(
-    cx: &mut Cx<'_>,
-    at: &SharedAddr,
-    done: Option<u32>,
-    what: &Src,
-    parity: bool,
-    may_wait: bool,
-    relaxed: bool,
-) -> Exec<Step> {
+fn wait(cx: &mut Cx<'_>, at: &SharedAddr, done: Option<u32>, what: &Src, parity: bool, may_wait: bool, sem: Sem) -> Exec<Step> {
     let instruction = if may_wait { "mbarrier.try_wait" } else { "mbarrier.test_wait" };
     let addresses = cx.address(&at.addr);
     let values = cx.get64(what);
@@ -393,9 +425,12 @@ fn wait(
                 (object.phase.completed_since(state), state.parity())
             };
             if let (Some(detector), Some(warp), Some(owner)) = (detector, warp, owner) {
-                let learns = complete == Some(true) && !relaxed;
+                let learns = complete == Some(true) && sem.order != Order::Relaxed;
                 let address = u64::from(place.address);
                 detector.race.mbarrier_wait(&mut object.sync, owner, address, warp, same, learns, site)?;
+                if learns && sem.scope == Scope::Cluster {
+                    detector.race.mbarrier_wait(&mut object.remote, owner, address, warp, same, learns, site)?;
+                }
             }
             if complete == Some(true) && object.landed != Some(object.phase.phase) {
                 object.landed = None;
@@ -443,20 +478,29 @@ pub fn complete(
     }
     let owner = blocks[place.rank].race;
     with_object(blocks, place, None, what, |object| {
-        if let (Some(detector), Some(owner)) = (detector, owner) {
-            for &agent in agents {
-                detector.race.mbarrier_complete(&mut object.sync, owner, u64::from(place.address), agent)?;
+        let mut bytes = landed.unwrap_or(0);
+        // Bytes land in portions of any size: where more come than the phase was told of, it completes as soon as what it was told of is
+        // there.
+        if object.phase.pending == 0
+            && let Ok(told @ 1..) = u32::try_from(object.phase.tx)
+            && told < bytes
+        {
+            bytes -= told;
+            if object.phase.complete_tx(told) == Ok(true) {
+                object.complete_phase();
             }
         }
         if landed.is_some() {
             object.landed = Some(object.phase.phase);
         }
-        let result = match landed {
-            Some(bytes) => object.phase.complete_tx(bytes),
-            None => object.phase.arrive(1, false, false),
-        };
+        if let (Some(detector), Some(owner)) = (detector, owner) {
+            for &agent in agents {
+                detector.race.mbarrier_complete(&mut object.sync, owner, u64::from(place.address), agent)?;
+            }
+        }
+        let result = if landed.is_some() { object.phase.complete_tx(bytes) } else { object.phase.arrive(1, false, false) };
         if result == Ok(true) {
-            object.sync.complete_phase();
+            object.complete_phase();
         }
         Ok(result.map(drop))
     })

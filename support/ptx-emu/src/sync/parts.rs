@@ -53,22 +53,15 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Order and scope of an mbarrier operation: `default` at block scope when nothing is written, None when the combination is not one.
-pub fn order_and_scope(parts: &mut Parts<'_>, default: Order) -> Option<Sem> {
-    let order = if parts.take("relaxed") {
-        Some(Order::Relaxed)
-    } else if parts.take("release") {
-        Some(Order::Release)
-    } else if parts.take("acquire") {
-        Some(Order::Acquire)
-    } else {
-        None
-    };
+/// Order and scope of an mbarrier operation, and whether they were written: `default` at block scope when nothing is. None when the combination is not
+/// one.
+pub fn order_and_scope(parts: &mut Parts<'_>, default: Order) -> Option<(Sem, bool)> {
+    let order = parts.one_of(&[("relaxed", Order::Relaxed), ("release", Order::Release), ("acquire", Order::Acquire)]);
     let scope = parts.scope();
     match (order, scope) {
-        (None, None) => Some(Sem::new(default, Scope::Cta)),
+        (None, None) => Some((Sem::new(default, Scope::Cta), false)),
         (Some(order), Some(scope @ (Scope::Cta | Scope::Cluster))) if order == default || order == Order::Relaxed => {
-            Some(Sem::new(order, scope))
+            Some((Sem::new(order, scope), true))
         }
         _ => None,
     }
