@@ -1,29 +1,30 @@
 //! The GPUs of this machine, or why there is none: `cargo run -p v3-gpu --features cuda --example devices`.
 
-use cust::device::{Device, DeviceAttribute};
-use cust::error::CudaResult;
-// Brings in the definitions of the driver's functions.
-use v3_gpu as _;
+use v3_gpu::{Device, Error, Result};
 
 fn main() {
     if let Err(error) = devices() {
-        println!("{error:?}: {error}");
+        // The name of the variant is what scripts look for.
+        let name = if matches!(error, Error::NoDevice { .. }) { "NoDevice: " } else { "" };
+        println!("{name}{error}");
     }
 }
 
-fn devices() -> CudaResult<()> {
-    cust::init(cust::CudaFlags::empty())?;
-    let version = cust::CudaApiVersion::get()?;
-    println!("driver for CUDA {}.{}", version.major(), version.minor());
-    for (index, device) in Device::devices()?.enumerate() {
-        let device = device?;
-        let major = device.get_attribute(DeviceAttribute::ComputeCapabilityMajor)?;
-        let minor = device.get_attribute(DeviceAttribute::ComputeCapabilityMinor)?;
-        let multiprocessors = device.get_attribute(DeviceAttribute::MultiprocessorCount)?;
+fn devices() -> Result<()> {
+    for ordinal in 0..Device::cuda_count()? {
+        let info = Device::cuda(ordinal)?.info()?;
+        if ordinal == 0 {
+            println!("driver for CUDA: {}", info.driver);
+        }
+        let (major, minor) = info.compute_capability;
         println!(
-            "{index}: {}, sm_{major}{minor}, {multiprocessors} multiprocessors, {} MB",
-            device.name()?,
-            device.total_memory()? / 1_000_000
+            "{ordinal}: {}, sm_{major}{minor}, {} multiprocessors, {} MB, {} KB of shared memory a block, {} MB of L2, {}",
+            info.name,
+            info.sm_count,
+            info.memory / 1_000_000,
+            info.max_shared_per_block / 1024,
+            info.l2_bytes >> 20,
+            if info.stream_ordered { "memory allocated in stream order" } else { "no memory pools" }
         );
     }
     Ok(())

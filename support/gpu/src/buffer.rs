@@ -1,10 +1,12 @@
 //! Device memory and pinned host memory.
 
-use crate::stream::Stream;
+use crate::stream::{Event, Stream};
 use crate::{Device, Error, Result};
 use bytemuck::Pod;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// An address in device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -37,6 +39,8 @@ pub struct Buffer<T: Pod> {
     stream: Stream,
     address: u64,
     len: usize,
+    /// Other streams that copies to and from it were queued in.
+    users: Mutex<Vec<Stream>>,
     of: PhantomData<T>,
 }
 
@@ -48,7 +52,20 @@ impl<T: Pod> Buffer<T> {
             address = stream.device().driver().alloc(bytes, stream.handle())?;
             stream.device().context.add(address, bytes);
         }
-        Ok(Buffer { stream: stream.clone(), address, len, of: PhantomData })
+        Ok(Buffer { stream: stream.clone(), address, len, users: Mutex::default(), of: PhantomData })
+    }
+
+    /// Before a copy is queued in a stream. If it is not the buffer's own: that one's allocation comes before, and freeing will come after.
+    pub(crate) fn used_in(&self, stream: &Stream) -> Result<()> {
+        if self.stream.is(stream) {
+            return Ok(());
+        }
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if !users.iter().any(|s| s.is(stream)) {
+            stream.wait(&self.stream)?;
+            users.push(stream.clone());
+        }
+        Ok(())
     }
 
     /// Elements.
@@ -98,20 +115,27 @@ impl<T: Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.address != 0 {
             self.device().context.remove(self.address);
-            // Nobody can be told; a context that has failed frees everything itself.
+            // Nobody can be told of an error; a context that has failed frees everything itself.
+            for user in self.users.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+                let _ = self.stream.wait(&user);
+            }
             let _ = self.device().driver().free(self.address, self.stream.handle());
         }
     }
 }
 
-/// Host memory that a device can reach, as a slice. Kernels and asynchronous copies may use it while the host holds it: wait for them
-/// before reading, and do not write what they read.
+/// Host memory that a device can reach, as a slice. Taking the slice waits for the copies that were queued with this memory
+/// ([`Stream::write_pinned`], [`Stream::read_pinned`]). Of kernels that were given its address it knows nothing: that they are
+/// done is for the caller to see to, as [`Stream::launch`] says.
 #[derive(Debug)]
 pub struct Pinned<T: Pod> {
     device: Device,
     host: *mut T,
     address: u64,
     len: usize,
+    /// Reached when the copies that use it are done.
+    busy: Mutex<Vec<Event>>,
+    is_busy: AtomicBool,
 }
 
 // SAFETY: it owns its memory; `T: Pod` has no thread affinity.
@@ -123,13 +147,61 @@ impl<T: Pod> Pinned<T> {
     pub(crate) fn new(device: &Device, len: usize) -> Result<Pinned<T>> {
         let bytes = bytes_of::<T>(len)?;
         if bytes == 0 {
-            return Ok(Pinned { device: device.clone(), host: std::ptr::NonNull::dangling().as_ptr(), address: 0, len });
+            return Ok(Pinned::over(device, std::ptr::NonNull::dangling().as_ptr(), 0, len));
         }
         let (host, address) = device.driver().pinned(bytes)?;
+        if !host.cast::<T>().is_aligned() {
+            let _ = device.driver().free_pinned(host, address);
+            return Err(Error::Unsupported { what: format!("pinned memory aligned to {} bytes", align_of::<T>()) });
+        }
         // SAFETY: the driver gave `bytes` bytes at `host`, which nobody else has yet.
         unsafe { host.write_bytes(0, bytes as usize) };
         device.context.add(address, bytes);
-        Ok(Pinned { device: device.clone(), host: host.cast(), address, len })
+        Ok(Pinned::over(device, host.cast(), address, len))
+    }
+
+    fn over(device: &Device, host: *mut T, address: u64, len: usize) -> Pinned<T> {
+        Pinned { device: device.clone(), host, address, len, busy: Mutex::default(), is_busy: AtomicBool::new(false) }
+    }
+
+    /// The device that made it.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Its length, without waiting.
+    pub(crate) fn elements(&self) -> usize {
+        self.len
+    }
+
+    /// What the stream was given so far may use it until it is done.
+    pub(crate) fn used_until_here(&self, stream: &Stream) -> Result<()> {
+        let event = stream.device().event(false).and_then(|event| stream.record(&event).map(|()| event));
+        match event {
+            Ok(event) => {
+                let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+                busy.retain(|e| !matches!(e.is_done(), Ok(true)));
+                busy.push(event);
+                self.is_busy.store(true, Ordering::Release);
+                Ok(())
+            }
+            Err(e) => {
+                // Without an event to wait for later, now.
+                let _ = stream.synchronize();
+                Err(e)
+            }
+        }
+    }
+
+    fn wait(&self) {
+        if self.is_busy.load(Ordering::Acquire) {
+            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            for event in busy.drain(..) {
+                // A context that has failed copies nothing any more; the next call says that it has.
+                let _ = event.synchronize();
+            }
+            self.is_busy.store(false, Ordering::Release);
+        }
     }
 
     /// Where the device sees it.
@@ -142,13 +214,16 @@ impl<T: Pod> Deref for Pinned<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: `len` elements, initialised (zeroed or copied to), aligned (the driver aligns to 256 bytes).
+        self.wait();
+        // SAFETY: `len` elements, initialised (zeroed or copied to), aligned (drivers align to at least 64 bytes; checked when made),
+        // and no copy writes them: copying to it takes it exclusively.
         unsafe { std::slice::from_raw_parts(self.host, self.len) }
     }
 }
 
 impl<T: Pod> DerefMut for Pinned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
+        self.wait();
         // SAFETY: as for Deref; the exclusive borrow is the only one.
         unsafe { std::slice::from_raw_parts_mut(self.host, self.len) }
     }

@@ -6,7 +6,7 @@ use crate::stream::{Event, Stream};
 use crate::{Error, Pinned, Result, TensorMap, TensorMapDesc};
 use bytemuck::Pod;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// What executes kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,6 +43,9 @@ pub struct DeviceInfo {
     pub max_shared_per_block: u32,
     /// Bytes of L2.
     pub l2_bytes: u64,
+    /// Whether memory is allocated and freed in the order of a stream. Where the driver has no memory pools for the device, allocating may
+    /// wait for the device, and freeing waits for the stream.
+    pub stream_ordered: bool,
     /// Version of the driver, or of the emulator.
     pub driver: String,
 }
@@ -59,6 +62,10 @@ pub struct KernelInfo {
     pub max_threads: u32,
     /// Bytes of static shared memory.
     pub static_shared: u32,
+    /// Most dynamic shared memory of a block, in bytes.
+    pub max_dynamic_shared: u32,
+    /// Blocks of a cluster in x, y, z, where the kernel says them itself.
+    pub cluster: Option<[u32; 3]>,
     /// Registers of a thread; None where the back end does not know.
     pub registers: Option<u32>,
 }
@@ -68,7 +75,8 @@ pub(crate) struct Context {
     pub(crate) driver: Box<dyn Driver>,
     /// Live allocations of this context and of the peers it may access: address, bytes.
     live: Mutex<BTreeMap<u64, u64>>,
-    peers: Mutex<Vec<Arc<Context>>>,
+    /// Those that it may access. Not kept alive: two devices may be each other's peers.
+    peers: Mutex<Vec<Weak<Context>>>,
 }
 
 impl Context {
@@ -87,7 +95,16 @@ impl Context {
     /// Whether an address lies in a live allocation of this context or of a peer.
     pub(crate) fn owns(&self, address: u64) -> bool {
         let here = |c: &Context| c.live().range(..=address).next_back().is_some_and(|(&a, &n)| address - a < n.max(1));
-        here(self) || self.peers.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|p| here(p))
+        here(self) || self.peers().iter().filter_map(Weak::upgrade).any(|p| here(&p))
+    }
+
+    /// Whether it is this context or one that it has access to.
+    pub(crate) fn reaches(&self, other: &Context) -> bool {
+        std::ptr::eq(self, other) || self.peers().iter().any(|p| std::ptr::eq(p.as_ptr(), other))
+    }
+
+    fn peers(&self) -> MutexGuard<'_, Vec<Weak<Context>>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -172,13 +189,14 @@ impl Device {
         Ok(Module { inner: Arc::new(ModuleInner { device: self.clone(), handle }) })
     }
 
-    /// Host memory that this device (and with the CUDA driver all devices) can reach, and that copies need not stage. Zeroed.
+    /// Host memory that this device can reach, and that copies need not stage. Zeroed.
     pub fn pinned<T: Pod>(&self, len: usize) -> Result<Pinned<T>> {
         Pinned::new(self, len)
     }
 
-    /// Encodes a tensor map.
+    /// Encodes a tensor map. [`Error::TensorMap`] where it breaks a rule of the hardware.
     pub fn tensor_map(&self, desc: &TensorMapDesc) -> Result<TensorMap> {
+        desc.check()?;
         if desc.address.0 == 0 || !self.context.owns(desc.address.0) {
             return Err(Error::DeadPointer { index: 0, address: desc.address.0 });
         }
@@ -187,6 +205,7 @@ impl Device {
 
     /// Encodes a tensor map of memory that is not this crate's: the address is not looked up.
     pub fn tensor_map_raw(&self, desc: &TensorMapDesc) -> Result<TensorMap> {
+        desc.check()?;
         self.driver().tensor_map(desc).map(TensorMap)
     }
 
@@ -200,12 +219,13 @@ impl Device {
         if self == other {
             return Err(Error::WrongDevice { what: "the peer is the device itself, not another: it" });
         }
-        let mut peers = self.context.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        if peers.iter().any(|p| Arc::ptr_eq(p, &other.context)) {
+        if self.context.reaches(&other.context) {
             return Ok(());
         }
         self.driver().enable_peer_access(other.driver())?;
-        peers.push(Arc::clone(&other.context));
+        let mut peers = self.context.peers();
+        peers.retain(|p| p.strong_count() > 0);
+        peers.push(Arc::downgrade(&other.context));
         Ok(())
     }
 

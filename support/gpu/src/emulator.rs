@@ -100,6 +100,7 @@ impl Driver for Emulator {
             memory: 1 << 40,
             max_shared_per_block: MOST_SHARED,
             l2_bytes: 50 << 20,
+            stream_ordered: true,
             driver: format!("ptx-emu seed {}", self.machine.config().seed),
         })
     }
@@ -218,11 +219,14 @@ impl Driver for Emulator {
         let mut tables = self.tables();
         let of = Arc::clone(tables.modules.get(&module).ok_or_else(|| unknown("the module"))?);
         let missing = || Error::NotFound { what: "kernel", name: name.into() };
+        let static_shared = of.0.static_shared(name).ok_or_else(missing)?;
         let info = KernelInfo {
             name: name.into(),
             params: of.0.params(name).ok_or_else(missing)?,
             max_threads: of.0.max_threads(name).ok_or_else(missing)?,
-            static_shared: of.0.static_shared(name).ok_or_else(missing)?,
+            static_shared,
+            max_dynamic_shared: MOST_SHARED.saturating_sub(static_shared),
+            cluster: of.0.required_cluster(name),
             registers: None,
         };
         let handle = tables.handle();
@@ -239,7 +243,7 @@ impl Driver for Emulator {
     fn occupancy(&self, kernel: Handle, threads: u32, dynamic_shared: u32) -> Result<u32> {
         let tables = self.tables();
         let (of, name) = tables.kernels.get(&kernel).ok_or_else(|| unknown("the kernel"))?;
-        let shared = of.0.static_shared(name).unwrap_or(0) + dynamic_shared;
+        let shared = of.0.static_shared(name).unwrap_or(0).saturating_add(dynamic_shared);
         Ok(ptx_emu::blocks_per_sm(threads, shared))
     }
 

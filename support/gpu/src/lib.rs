@@ -58,10 +58,14 @@
 //! of memory that is not this crate's, unchecked.
 
 mod buffer;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
+#[cfg(any(feature = "cuda", test))]
+mod entry;
 mod error;
 mod stream;
 #[cfg(feature = "cuda")]

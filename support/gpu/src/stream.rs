@@ -120,6 +120,10 @@ impl Stream {
         self.inner.handle
     }
 
+    pub(crate) fn is(&self, other: &Stream) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// The driver's handle (`CUstream`) as an integer, for other libraries. Meaningless for the emulator.
     pub fn raw(&self) -> u64 {
         self.inner.handle
@@ -154,8 +158,13 @@ impl Stream {
         Ok(buffer)
     }
 
-    fn here<T: Pod>(&self, buffer: &Buffer<T>) -> Result<()> {
-        if buffer.device() == self.device() { Ok(()) } else { Err(Error::WrongDevice { what: "the buffer" }) }
+    /// That a buffer may be used in this stream: an error when it lies where this device cannot reach, or may not (`elsewhere`).
+    fn here<T: Pod>(&self, buffer: &Buffer<T>, elsewhere: bool) -> Result<()> {
+        let device = buffer.device();
+        if device == self.device() || (elsewhere && self.device().context.reaches(&device.context)) {
+            return buffer.used_in(self);
+        }
+        Err(Error::WrongDevice { what: "the buffer" })
     }
 
     fn same(what: &'static str, expected: usize, got: usize) -> Result<()> {
@@ -167,8 +176,8 @@ impl Stream {
 
     /// Queues a copy of as many elements as the buffer has. The slice may be reused as soon as this returns.
     pub fn write<T: Pod>(&self, to: &mut Buffer<T>, from: &[T]) -> Result<()> {
-        self.here(to)?;
         Stream::same("copy to a buffer", to.len(), from.len())?;
+        self.here(to, false)?;
         if from.is_empty() {
             return Ok(());
         }
@@ -177,8 +186,8 @@ impl Stream {
 
     /// Copies a buffer to a slice of the same length, behind what is queued, and waits for it.
     pub fn read<T: Pod>(&self, from: &Buffer<T>, to: &mut [T]) -> Result<()> {
-        self.here(from)?;
         Stream::same("copy from a buffer", from.len(), to.len())?;
+        self.here(from, false)?;
         if to.is_empty() {
             return self.synchronize();
         }
@@ -195,21 +204,29 @@ impl Stream {
     /// Queues a copy between buffers of the same length, of this device or of one it has access to.
     pub fn copy<T: Pod>(&self, to: &mut Buffer<T>, from: &Buffer<T>) -> Result<()> {
         Stream::same("copy between buffers", to.len(), from.len())?;
+        self.here(to, true)?;
+        self.here(from, true)?;
         self.copy_raw(to.ptr(), from.ptr(), from.bytes())
     }
 
-    /// Queues a copy from pinned memory. It must stay as it is until the copy is done.
+    /// Queues a copy from pinned memory and does not wait for it. Whoever touches the pinned memory before it is done waits then.
     pub fn write_pinned<T: Pod>(&self, to: &mut Buffer<T>, from: &Pinned<T>) -> Result<()> {
-        self.here(to)?;
-        Stream::same("copy from pinned memory", to.len(), from.len())?;
-        self.copy_raw(to.ptr(), from.ptr(), to.bytes())
+        self.pinned(to, from)?;
+        self.copy_raw(to.ptr(), from.ptr(), to.bytes())?;
+        from.used_until_here(self)
     }
 
-    /// Queues a copy to pinned memory. It has the values when the copy is done.
+    /// Queues a copy to pinned memory and does not wait for it. Whoever touches the pinned memory before it is done waits then.
     pub fn read_pinned<T: Pod>(&self, from: &Buffer<T>, to: &mut Pinned<T>) -> Result<()> {
-        self.here(from)?;
-        Stream::same("copy to pinned memory", from.len(), to.len())?;
-        self.copy_raw(to.ptr(), from.ptr(), from.bytes())
+        self.pinned(from, to)?;
+        self.copy_raw(to.ptr(), from.ptr(), from.bytes())?;
+        to.used_until_here(self)
+    }
+
+    fn pinned<T: Pod>(&self, buffer: &Buffer<T>, pinned: &Pinned<T>) -> Result<()> {
+        Stream::same("copy with pinned memory", buffer.len(), pinned.elements())?;
+        self.here(buffer, false)?;
+        if pinned.device() == self.device() { Ok(()) } else { Err(Error::WrongDevice { what: "the pinned memory" }) }
     }
 
     fn copy_raw(&self, to: DevicePtr, from: DevicePtr, bytes: u64) -> Result<()> {
@@ -221,7 +238,7 @@ impl Stream {
 
     /// Queues setting all bytes of a buffer.
     pub fn fill<T: Pod>(&self, buffer: &mut Buffer<T>, byte: u8) -> Result<()> {
-        self.here(buffer)?;
+        self.here(buffer, false)?;
         if buffer.is_empty() {
             return Ok(());
         }
@@ -287,17 +304,31 @@ impl Stream {
                 return fail(format!("argument {i} has {} bytes where the kernel takes {size}", arg.len()));
             }
         }
-        let threads: u64 = config.block.iter().map(|&d| u64::from(d)).product();
-        if threads == 0 || threads > u64::from(info.max_threads) {
-            return fail(format!("{threads} threads a block: 1 to {}", info.max_threads));
+        // Limits of every compute capability so far (CUDA programming guide, "Technical specifications per compute capability").
+        let threads = product(config.block);
+        if threads == 0 || threads > u64::from(info.max_threads) || config.block[2] > 64 {
+            return fail(format!("a block of {:?} threads: 1 to {} of them, z at most 64", config.block, info.max_threads));
         }
-        if config.grid.contains(&0) {
-            return fail(format!("a grid of {:?} blocks", config.grid));
+        let [x, y, z] = config.grid;
+        if product(config.grid) == 0 || x > i32::MAX as u32 || y > 65535 || z > 65535 {
+            return fail(format!("a grid of {:?} blocks: x is 1 to 2^31 - 1, y and z are 1 to 65535", config.grid));
         }
-        if let Some(cluster) = config.cluster
-            && (0..3).any(|i| cluster[i] == 0 || config.grid[i] % cluster[i] != 0)
+        if config.dynamic_shared > info.max_dynamic_shared {
+            let (asked, most) = (config.dynamic_shared, info.max_dynamic_shared);
+            return fail(format!("{asked} bytes of dynamic shared memory: at most {most}"));
+        }
+        if let (Some(asked), Some(required)) = (config.cluster, info.cluster)
+            && asked != required
         {
-            return fail(format!("a grid of {:?} blocks is not a multiple of clusters of {cluster:?}", config.grid));
+            return fail(format!("clusters of {asked:?} where the kernel requires {required:?}"));
+        }
+        if let Some(cluster) = config.cluster.or(info.cluster) {
+            if !(1..=16).contains(&product(cluster)) {
+                return fail(format!("a cluster of {cluster:?} blocks: 1 to 16 of them"));
+            }
+            if (0..3).any(|i| !config.grid[i].is_multiple_of(cluster[i])) {
+                return fail(format!("a grid of {:?} blocks is not a multiple of clusters of {cluster:?}", config.grid));
+            }
         }
         self.device().driver().launch(self.handle(), kernel.handle, config, args)
     }
@@ -306,6 +337,11 @@ impl Stream {
     pub fn bytes_of<T: Pod>(len: usize) -> Result<u64> {
         bytes_of::<T>(len)
     }
+}
+
+/// Too large a product is the largest number.
+fn product(dims: [u32; 3]) -> u64 {
+    dims.iter().fold(1, |a, &d| a.saturating_mul(u64::from(d)))
 }
 
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 //! Types, constants and function pointers of the CUDA driver, as far as this crate uses them.
 
 // The names, the layout and the derived traits are those of the headers, whose documentation describes them.
-#![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, dead_code, clippy::all)]
+#![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, dead_code, unused_imports, clippy::all)]
 
 pub const CUDA_VERSION: u32 = 13000;
 pub const CU_MEMHOSTALLOC_PORTABLE: u32 = 1;

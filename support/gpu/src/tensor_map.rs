@@ -1,6 +1,6 @@
 //! Tensor maps: what TMA knows of a tensor in global memory.
 
-use crate::DevicePtr;
+use crate::{DevicePtr, Error, Result};
 
 /// Element type of a tensor map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,7 +68,8 @@ pub enum OutOfBoundsFill {
 ///
 /// Rules of the hardware (CUDA driver API, `cuTensorMapEncodeTiled`): `address` is a multiple of 16; `strides` (bytes, of dimensions 1
 /// and up: one fewer than `dims`) are multiples of 16 below 2^40; `dims` are 1 to 2^32; box dimensions are 1 to 256;
-/// the box's innermost bytes are a multiple of 16 and, with a swizzle, at most its span; element strides are 1 to 8.
+/// the box's innermost bytes are a multiple of 16 and, with a swizzle, at most its span; element strides are 1 to 8; NaN outside
+/// only for types that have one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorMapDesc {
     /// Element type.
@@ -111,6 +112,58 @@ impl TensorMapDesc {
             l2_promotion: L2Promotion::None,
             fill: OutOfBoundsFill::Zero,
         }
+    }
+
+    /// Whether it keeps the rules above; [`Error::TensorMap`](crate::Error::TensorMap) names the first that it breaks. Encoding it checks this first, on every
+    /// back end.
+    pub fn check(&self) -> Result<()> {
+        let fail = |message: String| Err(Error::TensorMap { message });
+        let rank = self.dims.len();
+        if !(1..=5).contains(&rank) {
+            return fail(format!("{rank} dimensions: 1 to 5"));
+        }
+        if self.strides.len() != rank - 1 {
+            return fail(format!("{} strides for {rank} dimensions: one fewer than dimensions", self.strides.len()));
+        }
+        if self.box_dims.len() != rank {
+            return fail(format!("a box of {} dimensions in a tensor of {rank}", self.box_dims.len()));
+        }
+        if !self.element_strides.is_empty() && self.element_strides.len() != rank {
+            return fail(format!("{} element strides for {rank} dimensions: none or one each", self.element_strides.len()));
+        }
+        if !self.address.0.is_multiple_of(16) {
+            return fail(format!("address {:#x} is not a multiple of 16", self.address.0));
+        }
+        if let Some(dim) = self.dims.iter().find(|&&d| d == 0 || d > 1 << 32) {
+            return fail(format!("a dimension of {dim}: 1 to 2^32"));
+        }
+        if let Some(stride) = self.strides.iter().find(|&&s| !s.is_multiple_of(16) || s >= 1 << 40) {
+            return fail(format!("a stride of {stride} bytes: a multiple of 16 below 2^40"));
+        }
+        if let Some(dim) = self.box_dims.iter().find(|&&d| d == 0 || d > 256) {
+            return fail(format!("a box dimension of {dim}: 1 to 256"));
+        }
+        if let Some(stride) = self.element_strides.iter().find(|&&s| s == 0 || s > 8) {
+            return fail(format!("an element stride of {stride}: 1 to 8"));
+        }
+        let inner = self.box_dims.first().map_or(0, |&d| d * self.ty.bytes());
+        if !inner.is_multiple_of(16) {
+            return fail(format!("{inner} bytes along the box's innermost dimension: a multiple of 16"));
+        }
+        let span = match self.swizzle {
+            Swizzle::None => u32::MAX,
+            Swizzle::B32 => 32,
+            Swizzle::B64 => 64,
+            Swizzle::B128 => 128,
+        };
+        if inner > span {
+            return fail(format!("{inner} bytes along the box's innermost dimension: at most the {span} of the swizzle"));
+        }
+        let float = matches!(self.ty, TensorType::F16 | TensorType::F32 | TensorType::F64 | TensorType::Bf16 | TensorType::Tf32);
+        if self.fill == OutOfBoundsFill::Nan && !float {
+            return fail(format!("NaN outside of a tensor of {:?}", self.ty));
+        }
+        Ok(())
     }
 
     /// With this swizzle.

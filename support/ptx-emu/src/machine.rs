@@ -145,6 +145,11 @@ impl Module {
         function.is_entry.then(|| function.params.iter().map(|p| p.size).collect())
     }
 
+    /// Blocks of a cluster that a kernel requires (`.reqnctapercluster`).
+    pub fn required_cluster(&self, kernel: &str) -> Option<[u32; 3]> {
+        self.program.functions[*self.program.by_name.get(kernel)? as usize].required_cluster
+    }
+
     /// Bytes of static shared memory that a kernel names.
     pub fn static_shared(&self, kernel: &str) -> Option<u32> {
         Some(self.program.shared_layout(*self.program.by_name.get(kernel)?).1)

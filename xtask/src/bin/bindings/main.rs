@@ -203,7 +203,7 @@ const HEAD: &str = "\
 //! Types, constants and function pointers of the CUDA driver, as far as this crate uses them.
 
 // The names, the layout and the derived traits are those of the headers, whose documentation describes them.
-#![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, dead_code, clippy::all)]
+#![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, dead_code, unused_imports, clippy::all)]
 
 ";
 
