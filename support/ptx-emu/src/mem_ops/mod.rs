@@ -10,8 +10,8 @@ mod store;
 
 pub use modifiers::MemSpace;
 pub use place::{
-    Note, Place, Pointers, Shape, global, global_range, local, note_access, place_of, read_generic, shared, shared_address,
-    shared_range,
+    Note, Place, Pointers, Shape, by_place, global, global_range, local, note_access, place_of, read_generic, shared,
+    shared_address, shared_range,
 };
 
 use crate::ast::Instruction;

@@ -3,6 +3,7 @@
 mod flight;
 mod warp;
 mod wgmma;
+mod wmma;
 
 use crate::ast::Instruction;
 use crate::config::Fp8Accumulation;
@@ -27,6 +28,10 @@ pub enum TensorOp {
     Matrix(warp::MatrixOp),
     /// `movmatrix`
     Transpose(warp::Transpose),
+    /// `wmma.mma`
+    Wmma(Box<wmma::WmmaOp>),
+    /// `wmma.load`, `wmma.store`
+    WmmaTransfer(Box<wmma::Transfer>),
     /// `wgmma.mma_async`
     Wgmma(Box<wgmma::WgmmaOp>),
     /// `wgmma.fence`
@@ -46,6 +51,11 @@ pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<Te
             warp::decode_matrix(decoder, instruction, opcode[0] == "stmatrix", rest)
         }
         ["movmatrix", "sync", "aligned", "m8n8", "trans", "b16"] => warp::decode_transpose(decoder, instruction),
+        ["wmma", "load", which @ ("a" | "b" | "c"), "sync", "aligned", rest @ ..]
+        | ["wmma", "store", which @ "d", "sync", "aligned", rest @ ..] => {
+            wmma::decode_transfer(decoder, instruction, which, rest)
+        }
+        ["wmma", "mma", "sync", "aligned", rest @ ..] => wmma::decode_mma(decoder, instruction, rest),
         ["wgmma", "mma_async", "sync", "aligned", shape, rest @ ..] => wgmma::decode(decoder, instruction, shape, rest),
         ["wgmma", "fence", "sync", "aligned"] if instruction.operands.is_empty() => Ok(TensorOp::WgmmaFence),
         ["wgmma", "commit_group", "sync", "aligned"] if instruction.operands.is_empty() => Ok(TensorOp::WgmmaCommit),
@@ -70,6 +80,8 @@ pub fn exec(op: &TensorOp, cx: &mut Cx<'_>) -> Exec<Step> {
         TensorOp::MmaF64(op) => op.exec(cx)?,
         TensorOp::Matrix(op) => op.exec(cx)?,
         TensorOp::Transpose(op) => op.exec(cx),
+        TensorOp::Wmma(op) => op.exec(cx)?,
+        TensorOp::WmmaTransfer(op) => op.exec(cx)?,
         TensorOp::Wgmma(op) => op.exec(cx)?,
         // Only the check of registers in flight counts fences.
         TensorOp::WgmmaFence if cx.env.config.checks.in_flight => cx.warp.tensor.fence(),

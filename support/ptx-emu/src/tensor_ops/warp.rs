@@ -2,10 +2,11 @@
 
 use super::{TensorOp, accumulation, accumulator, multiplicand, shape, take_satfinite};
 use crate::ast::{Instruction, Operand, Type};
-use crate::cx::{Cx, SHARED_WINDOW, WINDOW};
+use crate::cx::Cx;
 use crate::decode::{Decoder, Result};
 use crate::fault::{Exec, Fault};
 use crate::isa::{Addr, Reg, Src};
+use crate::mem_ops::{MemSpace, Place, place_of};
 use crate::race::{Access, AccessKind, Sem, Space};
 use crate::regs::{Lanes64, Mask};
 use crate::report::Kind;
@@ -51,18 +52,18 @@ pub struct Transpose {
     a: Src,
 }
 
-fn sources(decoder: &mut Decoder<'_>, operand: &Operand, ty: Type) -> Result<Box<[Src]>> {
+pub fn sources(decoder: &mut Decoder<'_>, operand: &Operand, ty: Type) -> Result<Box<[Src]>> {
     let list = decoder.elements(operand);
     list.iter().map(|element| decoder.src(element, ty)).collect()
 }
 
-fn destinations(decoder: &mut Decoder<'_>, operand: &Operand, ty: Type) -> Result<Box<[Reg]>> {
+pub fn destinations(decoder: &mut Decoder<'_>, operand: &Operand, ty: Type) -> Result<Box<[Reg]>> {
     let list = decoder.elements(operand);
     list.iter().map(|element| decoder.dst_of(element, ty)).collect()
 }
 
 /// Registers an operand must have.
-fn count(decoder: &Decoder<'_>, what: &str, got: usize, expected: usize) -> Result<()> {
+pub fn count(decoder: &Decoder<'_>, what: &str, got: usize, expected: usize) -> Result<()> {
     if got == expected {
         Ok(())
     } else {
@@ -78,22 +79,10 @@ pub fn decode_mma(decoder: &mut Decoder<'_>, instruction: &Instruction, shape_te
         return Err(decoder.unknown(instruction));
     };
     if let ["f64", "f64", "f64", "f64"] | ["f64", "f64", "f64", "f64", "rn"] | ["rn", "f64", "f64", "f64", "f64"] = types {
-        let (m, n, k) = shape;
         if !mma::has_f64(shape) {
             return Err(decoder.unknown(instruction));
         }
-        let op = MmaF64 {
-            shape,
-            d: destinations(decoder, d, Type::F64)?,
-            a: sources(decoder, a, Type::F64)?,
-            b: sources(decoder, b, Type::F64)?,
-            c: sources(decoder, c, Type::F64)?,
-        };
-        count(decoder, "d", op.d.len(), m * n / 32)?;
-        count(decoder, "a", op.a.len(), m * k / 32)?;
-        count(decoder, "b", op.b.len(), n * k / 32)?;
-        count(decoder, "c", op.c.len(), m * n / 32)?;
-        return Ok(TensorOp::MmaF64(op));
+        return MmaF64::decode(decoder, shape, [d, a, b, c]);
     }
     let (saturate, types) = take_satfinite(types);
     let form = match types.as_slice() {
@@ -136,6 +125,23 @@ impl MmaOp {
 }
 
 impl MmaF64 {
+    /// `shape` is one of [`mma::has_f64`].
+    pub fn decode(decoder: &mut Decoder<'_>, shape: (usize, usize, usize), [d, a, b, c]: [&Operand; 4]) -> Result<TensorOp> {
+        let (m, n, k) = shape;
+        let op = MmaF64 {
+            shape,
+            d: destinations(decoder, d, Type::F64)?,
+            a: sources(decoder, a, Type::F64)?,
+            b: sources(decoder, b, Type::F64)?,
+            c: sources(decoder, c, Type::F64)?,
+        };
+        count(decoder, "d", op.d.len(), m * n / 32)?;
+        count(decoder, "a", op.a.len(), m * k / 32)?;
+        count(decoder, "b", op.b.len(), n * k / 32)?;
+        count(decoder, "c", op.c.len(), m * n / 32)?;
+        Ok(TensorOp::MmaF64(op))
+    }
+
     pub fn exec(&self, cx: &mut Cx<'_>) -> Exec {
         let read = |sources: &[Src]| -> Vec<WideRegister> { sources.iter().map(|source| cx.get64(source)).collect() };
         let (a, b, c) = (read(&self.a), read(&self.b), read(&self.c));
@@ -236,13 +242,14 @@ impl MatrixOp {
     /// The address of a row as an offset in the block's shared memory.
     fn shared_address(&self, cx: &Cx<'_>, lane: usize, address: u64) -> Exec<u64> {
         let name = if self.store { "stmatrix" } else { "ldmatrix" };
-        let address = match address.checked_sub(SHARED_WINDOW) {
-            _ if self.shared => address,
-            Some(offset) if offset < WINDOW => offset,
-            _ => {
-                let message = format!("{name}: the generic address {address:#x} is not in shared memory");
+        let space = if self.shared { MemSpace::SharedCta } else { MemSpace::Generic };
+        let address = match place_of(space, address, cx.rank, cx.blocks.len()) {
+            Ok((Place::Shared(rank), offset)) if rank == cx.rank => offset,
+            Ok(_) => {
+                let message = format!("{name}: the address {address:#x} is not in the shared memory of the block");
                 return Err(Fault::at(Kind::OutOfBounds, lane, message));
             }
+            Err(what) => return Err(Fault::at(Kind::OutOfBounds, lane, format!("{name}: {what}"))),
         };
         let shared = &cx.blocks[cx.rank].shared;
         if address < u64::from(crate::cx::SHARED_START) || !shared.holds(address, 16) {
