@@ -7,6 +7,7 @@ mod mla_kernels;
 mod moe_dispatch;
 mod mtp;
 mod numerics;
+mod ptx_emu;
 
 use crate::ceilings::Ceiling;
 use std::time::Instant;
@@ -127,6 +128,13 @@ impl Operation {
     }
 }
 
+impl Operation {
+    /// With another backend than the processor's instruction set.
+    fn backend(self, name: &str) -> Operation {
+        Operation { backend: name.to_string(), ..self }
+    }
+}
+
 /// Work in floating-point operations against the f32 peak.
 pub fn f32_flops(work: f64) -> (f64, Unit, Option<Limit>) {
     (work, Unit::Flops, Some(Limit::Of(Ceiling::F32Fma)))
@@ -155,6 +163,7 @@ pub fn pieces() -> Vec<Piece> {
         ("dualpipe", dualpipe::operations),
         ("mtp", mtp::operations),
         ("ema-offload", ema_offload::operations),
+        ("ptx-emu", ptx_emu::operations),
     ]
 }
 
