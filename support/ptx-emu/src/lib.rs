@@ -1,4 +1,4 @@
-//! Executes compiled PTX on the CPU, Hopper's asynchronous instructions included, and reports races, hangs and bad accesses.
+#![doc = include_str!("../README.md")]
 
 mod alu;
 pub mod ast;
