@@ -1,13 +1,12 @@
 //! Vector clocks, compressed by the hierarchy of threads.
 //!
 //! All events of a run have one total order of times. A clock says up to which time its owner has seen each thread, and
-//! names threads in bulk: everything (the floor), all threads of a range of warps (a launch or a block), some lanes of one
-//! warp. Warps are numbered once and for all, the warps of a launch (and so of each block) consecutively, so that ranges
+//! names threads in bulk: whole launches that have ended, all threads of a block, some lanes of one warp. Warps are numbered once and for all, the warps of a launch (and so of each block) consecutively, so that ranges
 //! name launches and blocks.
 
 use std::sync::Arc;
 
-use super::AgentId;
+use super::{AgentId, HOST};
 
 /// A time on the detector's clock. 0 is before every event.
 pub(super) type Time = u32;
@@ -31,10 +30,10 @@ pub(super) struct Lanes {
 /// What some thread has seen of all others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Clock {
-    /// Everything up to this time.
-    pub floor: Time,
-    /// Whole launches, by first warp; disjoint.
-    pub launches: Vec<Span>,
+    /// The host, up to this time.
+    pub host: Time,
+    /// Warps of launches that have ended, from their beginning to their end: ranges (start, end), ascending, with gaps between.
+    pub ended: Vec<(u32, u32)>,
     /// Whole blocks, by first warp; disjoint.
     pub blocks: Vec<Span>,
     /// Lanes, by warp; the masks of one warp are disjoint.
@@ -69,9 +68,9 @@ fn join_spans(into: &mut Vec<Span>, from: &[Span]) {
 impl Clock {
     /// The latest time up to which every lane of `warp` has been seen.
     pub fn warp_time(&self, warp: u32) -> Time {
-        let mut time = self.floor;
-        if !self.launches.is_empty() {
-            time = time.max(span_time(&self.launches, warp));
+        let mut time = self.launch_time(warp);
+        if time == Time::MAX {
+            return time;
         }
         if !self.blocks.is_empty() {
             time = time.max(span_time(&self.blocks, warp));
@@ -84,19 +83,51 @@ impl Clock {
         if union == u32::MAX { time.max(oldest) } else { time }
     }
 
-    /// The latest time up to which `lane` of `warp` has been seen.
-    pub fn lane_time(&self, warp: u32, lane: u32) -> Time {
-        let mut time = self.floor;
-        if !self.launches.is_empty() {
-            time = time.max(span_time(&self.launches, warp));
+    /// The latest time up to which all of the launch of `warp` has been seen: `MAX` once it has ended, for the host as for a
+    /// launch.
+    pub fn launch_time(&self, warp: u32) -> Time {
+        if warp == HOST {
+            self.host
+        } else if self.has_ended(warp, warp + 1) {
+            Time::MAX
+        } else {
+            0
         }
-        if !self.blocks.is_empty() {
-            time = time.max(span_time(&self.blocks, warp));
+    }
+
+    fn has_ended(&self, start: u32, end: u32) -> bool {
+        match self.ended.partition_point(|r| r.0 <= start).checked_sub(1) {
+            Some(i) => end <= self.ended[i].1,
+            None => false,
         }
-        match self.lanes_of(warp).iter().find(|e| e.mask >> lane & 1 != 0) {
-            Some(e) => time.max(e.time),
-            None => time,
+    }
+
+    /// Learns all of a launch that has ended.
+    pub fn add_ended(&mut self, start: u32, end: u32) {
+        // Ranges that touch the new one become one with it.
+        let from = self.ended.partition_point(|r| r.1 < start);
+        let to = self.ended.partition_point(|r| r.0 <= end);
+        let (mut start, mut end) = (start, end);
+        if from < to {
+            start = start.min(self.ended[from].0);
+            end = end.max(self.ended[to - 1].1);
         }
+        self.ended.splice(from..to, [(start, end)]);
+    }
+
+    /// The latest time up to which all of the block that starts at warp `first` has been seen, as such.
+    pub fn block_time(&self, first: u32) -> Time {
+        span_time(&self.blocks, first)
+    }
+
+    /// Whether a block has been seen up to the span's time.
+    pub fn covers_block(&self, s: &Span) -> bool {
+        span_time(&self.blocks, s.first) >= s.time || self.launch_time(s.first) >= s.time
+    }
+
+    /// Whether the host and all ended launches that `other` has seen have been seen here.
+    pub fn covers_ended(&self, other: &Clock) -> bool {
+        other.host <= self.host && other.ended.iter().all(|r| self.has_ended(r.0, r.1))
     }
 
     /// The entries of one warp.
@@ -108,10 +139,6 @@ impl Clock {
         let tail = &self.lanes[start..];
         let len = tail.iter().take_while(|e| e.warp == warp).count();
         &tail[..len]
-    }
-
-    pub fn add_launch(&mut self, span: Span) {
-        add_span(&mut self.launches, span);
     }
 
     pub fn add_block(&mut self, span: Span) {
@@ -157,36 +184,29 @@ impl Clock {
 
     /// Whether everything that `other` has seen has been seen here.
     pub fn covers(&self, other: &Clock) -> bool {
-        let spans = |theirs: &[Span], ours: &[Span]| {
-            theirs.iter().all(|s| s.time <= self.floor || span_time(ours, s.first) >= s.time || self.covers_span(s))
-        };
-        other.floor <= self.floor
-            && spans(&other.launches, &self.launches)
-            && spans(&other.blocks, &self.blocks)
+        self.covers_ended(other)
+            && other.blocks.iter().all(|s| self.covers_block(s))
             && other.lanes.iter().all(|e| self.covers_lanes(e))
     }
 
-    fn covers_span(&self, s: &Span) -> bool {
-        span_time(&self.launches, s.first) >= s.time
-    }
-
     fn covers_lanes(&self, e: &Lanes) -> bool {
-        if e.time <= self.floor {
-            return true;
-        }
         let mut missing = e.mask;
         for mine in self.lanes_of(e.warp) {
             if mine.time >= e.time {
                 missing &= !mine.mask;
             }
         }
-        missing == 0 || span_time(&self.blocks, e.warp) >= e.time || span_time(&self.launches, e.warp) >= e.time
+        missing == 0 || span_time(&self.blocks, e.warp) >= e.time || self.launch_time(e.warp) >= e.time
     }
 
     /// Learns what `other` has seen.
     pub fn join(&mut self, other: &Clock) {
-        self.floor = self.floor.max(other.floor);
-        join_spans(&mut self.launches, &other.launches);
+        self.host = self.host.max(other.host);
+        if self.ended.is_empty() {
+            self.ended.extend_from_slice(&other.ended);
+        } else if self.ended != other.ended {
+            other.ended.iter().for_each(|r| self.add_ended(r.0, r.1));
+        }
         join_spans(&mut self.blocks, &other.blocks);
         if self.lanes.is_empty() {
             self.lanes.extend_from_slice(&other.lanes);
@@ -232,12 +252,17 @@ impl Clock {
         self.lanes.extend_from_slice(&other[j..]);
     }
 
-    /// Forgets entries about the warps `first..first + len` that are no news to one who has seen all of them up to `time`,
-    /// and what the floor says already.
+    /// Whether [`Clock::prune`] would find something about those warps.
+    pub fn has_old(&self, first: u32, len: u32, time: Time) -> bool {
+        let start = self.lanes.partition_point(|e| e.warp < first);
+        self.lanes[start..].iter().take_while(|e| e.warp - first < len).any(|e| e.time <= time)
+            || (1..=time).contains(&self.block_time(first))
+    }
+
+    /// Forgets entries about the warps `first..first + len` that are no news to one who has seen all of them up to `time`.
     pub fn prune(&mut self, first: u32, len: u32, time: Time) {
-        let floor = self.floor;
-        self.lanes.retain(|e| e.time > floor && (e.time > time || e.warp.wrapping_sub(first) >= len));
-        self.blocks.retain(|s| s.time > floor && (s.time > time || s.first != first));
+        self.lanes.retain(|e| e.time > time || e.warp.wrapping_sub(first) >= len);
+        self.blocks.retain(|s| s.time > time || s.first != first);
     }
 }
 

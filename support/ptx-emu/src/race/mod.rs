@@ -52,21 +52,32 @@
 //! | `wgmma.mma_async` | an agent issued by the four warps; `agent_observe` of each at `wgmma.wait_group` |
 //! | `griddepcontrol.wait` | [`Detector::launch_wait`] |
 
+mod access;
+mod agent;
+mod agents;
+mod check;
 mod clock;
+mod fences;
+mod location;
+mod mbarrier;
+mod shadow;
+mod strong;
+mod sync;
 mod types;
+mod view;
+mod warp;
 
+pub use agent::AgentAccess;
 pub use clock::SyncVar;
 pub use types::*;
 
 use std::sync::Arc;
 
+use agents::Agents;
 use clock::{Clock, Span, Time, joined};
+use fences::Fences;
+use shadow::{Pool, Shadow};
 use warp::{Block, WarpState};
-
-mod access;
-mod agent;
-mod sync;
-mod warp;
 
 /// Number of the pseudo warp whose lane 0 is the host.
 const HOST: u32 = 0;
@@ -97,8 +108,8 @@ struct Launch {
     /// What its finished blocks had seen.
     seen: Arc<Clock>,
     running_blocks: u64,
-    /// When it ended.
-    end: Option<Time>,
+    /// Whether it has ended.
+    end: bool,
 }
 
 /// The race detector of one context: all devices, streams and the host. See the module's documentation.
@@ -112,6 +123,12 @@ pub struct Detector {
     launches: Vec<Launch>,
     blocks: Vec<Block>,
     free_blocks: Vec<u32>,
+    /// Shadow of each block's shared memory, by its slot.
+    shared: Vec<Shadow>,
+    global: Box<Shadow>,
+    pool: Pool,
+    agents: Agents,
+    fences: Fences,
     /// What the host has waited for.
     host: Arc<Clock>,
 }
@@ -142,6 +159,11 @@ impl Detector {
             launches: Vec::new(),
             blocks: Vec::new(),
             free_blocks: Vec::new(),
+            shared: Vec::new(),
+            global: Box::new(Shadow::new(true)),
+            pool: Pool::default(),
+            agents: Agents::default(),
+            fences: Fences::default(),
             host: Arc::default(),
         }
     }
@@ -161,6 +183,15 @@ impl Detector {
     /// and all of the launches `after` (which have ended): the earlier work of its stream, and what the stream waited for.
     /// Copies and fills in stream order are launches of one thread.
     pub fn launch_begin(&mut self, device: u32, blocks: u64, threads_per_block: u32, after: &[LaunchId]) -> Outcome<LaunchId> {
+        let mut base = Clock::clone(&self.host);
+        for &id in after {
+            self.learn_launch(&mut base, id)?;
+        }
+        if !self.launches.is_empty() && self.launches.iter().all(|l| l.end && self.host.launch_time(l.first) == Time::MAX) {
+            // Nothing runs, and the host, and so whatever begins from now on, knows all of the past.
+            self.forget();
+            base = Clock::default();
+        }
         let now = self.tick()?;
         let warps_per_block = threads_per_block.div_ceil(32);
         if blocks == 0 || threads_per_block == 0 || threads_per_block > 32 * 32 {
@@ -171,11 +202,7 @@ impl Detector {
         let (Some(warps), Some(next)) = (warps, next) else {
             return Err(Box::new(Report::Exhausted("numbers for warps")));
         };
-        let mut base = Clock::clone(&self.host);
-        base.add_launch(Span { first: HOST, len: 1, time: now });
-        for &id in after {
-            self.learn_launch(&mut base, id)?;
-        }
+        base.host = now;
         let base = Arc::new(base);
         let id = LaunchId(self.next_launch);
         self.next_launch += 1;
@@ -190,7 +217,7 @@ impl Detector {
             seen: Arc::clone(&base),
             base,
             running_blocks: 0,
-            end: None,
+            end: false,
         };
         self.next_warp = next;
         self.launches.push(launch);
@@ -202,11 +229,11 @@ impl Detector {
         match self.launches.binary_search_by_key(&id, |l| l.id) {
             Ok(i) => {
                 let launch = &self.launches[i];
-                let Some(end) = launch.end else {
+                if !launch.end {
                     return misuse("ordered after a launch that still runs");
-                };
+                }
                 clock.join(&launch.seen);
-                clock.add_launch(Span { first: launch.first, len: launch.warps, time: end });
+                clock.add_ended(launch.first, launch.first + launch.warps);
                 Ok(())
             }
             // Forgotten launches are in the past of everything.
@@ -224,13 +251,13 @@ impl Detector {
 
     /// Ends a launch: all its blocks have ended, and all its asynchronous operations are complete.
     pub fn launch_end(&mut self, launch: LaunchId) -> Outcome {
-        let now = self.tick()?;
+        self.tick()?;
         let i = self.launch_index(launch)?;
         let launch = &mut self.launches[i];
-        if launch.running_blocks != 0 || launch.end.is_some() {
+        if launch.running_blocks != 0 || launch.end {
             return misuse("end of a launch whose blocks run, or that has ended");
         }
-        launch.end = Some(now);
+        launch.end = true;
         Ok(())
     }
 
@@ -247,21 +274,28 @@ impl Detector {
 
     /// The host has waited for everything; no launch runs. The detector forgets the past: nothing later can race with it.
     pub fn host_sync(&mut self) -> Outcome {
-        if self.launches.iter().any(|l| l.end.is_none()) {
+        if self.launches.iter().any(|l| !l.end) {
             return misuse("the host waits for everything while a launch runs");
         }
+        self.forget();
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        self.global.clear(&mut self.pool);
+        self.agents.clear();
+        self.fences.clear();
         self.launches.clear();
         self.host = Arc::default();
         self.now = 0;
         self.next_warp = HOST + 1;
-        Ok(())
     }
 
     /// Begins the blocks of one cluster (a single block without clusters), by their linear index in the grid.
     pub fn cluster_begin(&mut self, launch: LaunchId, indices: &[u64]) -> Outcome<Vec<BlockId>> {
         let l = self.launch_index(launch)?;
         let launch = &mut self.launches[l];
-        if launch.end.is_some() || indices.iter().any(|&i| i >= launch.blocks) {
+        if launch.end || indices.iter().any(|&i| i >= launch.blocks) {
             return misuse("a block outside its launch, or of a launch that has ended");
         }
         let n = launch.warps_per_block;
@@ -270,8 +304,8 @@ impl Detector {
             indices.iter().map(|&i| Span { first: launch.first + i as u32 * n, len: n, time: 0 }).collect();
         launch.running_blocks += indices.len() as u64;
         let mut ids = Vec::with_capacity(indices.len());
-        for (k, &index) in indices.iter().enumerate() {
-            let block = Block::new(launch, index, cluster[k].first, Arc::clone(&cluster));
+        for k in 0..indices.len() {
+            let block = Block::new(launch, cluster[k].first, Arc::clone(&cluster));
             let slot = match self.free_blocks.pop() {
                 Some(slot) => {
                     let old = &mut self.blocks[slot as usize];
@@ -281,6 +315,7 @@ impl Detector {
                 }
                 None => {
                     self.blocks.push(block);
+                    self.shared.push(Shadow::new(false));
                     (self.blocks.len() - 1) as u32
                 }
             };
@@ -306,7 +341,11 @@ impl Detector {
                 }
             }
         }
+        for warp in &ended.warps {
+            self.fences.end(warp.uid);
+        }
         ended.clear();
+        self.shared[b].clear(&mut self.pool);
         match ended.generation.checked_add(1) {
             Some(g) => {
                 ended.generation = g;
@@ -340,6 +379,17 @@ impl Detector {
 
     /// Counters.
     pub fn stats(&self) -> Stats {
-        Stats { events: self.now, ..Stats::default() }
+        let all = || self.shared.iter().chain([&*self.global]);
+        Stats {
+            events: self.now,
+            pages: all().map(Shadow::len).sum(),
+            agents: self.agents.len(),
+            spilled_words: all().map(|s| s.side.lists.len()).sum(),
+            split_words: all().map(|s| s.side.splits.len()).sum(),
+            dropped_records: all().map(|s| s.side.dropped).sum(),
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,141 +1,349 @@
 //! Barriers, fences and synchronisation objects.
 
-use super::{AgentId, BlockId, Detector, FenceOrder, LaunchId, MbarrierSync, Outcome, ProxyFence, SyncVar, Warp};
+use std::sync::Arc;
+
+use super::clock::{Clock, Lanes, Memo, Time, joined};
+use super::location::Published;
+use super::types::Observe;
+use super::view::{Knowledge, View};
+use super::warp::{Block, Group, Pending, WarpState, join_distinct};
+use super::{BlockId, Detector, FenceOrder, LaunchId, Outcome, ProxyFence, Scope, SyncVar, Warp, misuse};
+
+impl SyncVar {
+    /// Adds what is released.
+    pub(super) fn add(&mut self, knowledge: &Knowledge) {
+        let clock =
+            self.clock.get_or_insert_with(|| if knowledge.init_only { Arc::default() } else { Arc::clone(&knowledge.clock) });
+        knowledge.add_to(Arc::make_mut(clock));
+        self.memo = None;
+    }
+
+    /// What a group of a block that starts at warp `first` knows after it has learnt this; `None`: nothing new.
+    fn learnt_by(&mut self, group: &Group, view: &View<'_>) -> Option<Arc<Clock>> {
+        let clock = self.clock.as_ref()?;
+        if let Some(memo) = &self.memo {
+            if memo.block == view.first && memo.block_time == group.block_time && Arc::ptr_eq(&memo.before, &group.clock) {
+                return Some(Arc::clone(&memo.after));
+            }
+        }
+        let after = learnt(group, view, clock)?;
+        self.memo = Some(Memo {
+            block: view.first,
+            block_time: group.block_time,
+            before: Arc::clone(&group.clock),
+            after: Arc::clone(&after),
+        });
+        Some(after)
+    }
+}
+
+/// The group's clock with what `clock` adds; `None`: nothing.
+pub(super) fn learnt(group: &Group, view: &View<'_>, clock: &Arc<Clock>) -> Option<Arc<Clock>> {
+    if view.covers(clock) {
+        return None;
+    }
+    let mut new = joined(&group.clock, clock);
+    if new.has_old(view.first, view.warps, group.block_time) {
+        Arc::make_mut(&mut new).prune(view.first, view.warps, group.block_time);
+    }
+    Some(new)
+}
 
 impl Detector {
+    fn block_and_warp(&mut self, warp: Warp) -> Outcome<(&mut Block, usize)> {
+        let b = self.block_index(warp.block)?;
+        let block = &mut self.blocks[b];
+        if (warp.index as usize) < block.warps.len() {
+            Ok((block, warp.index as usize))
+        } else {
+            misuse("no such warp in its block")
+        }
+    }
+
     /// A barrier of threads of one block completes: what any of `members` did, and what was released into `arrived` by threads
-    /// that do not wait, is now known to all of `members` (warp index in the block, lanes).
+    /// that do not wait, is now known to all of `members` (warp index in the block, lanes; each warp once).
+    ///
+    /// # Errors
+    /// A block or warp that does not run; events beyond what can be numbered.
     pub fn barrier(&mut self, block: BlockId, members: &[(u32, u32)], arrived: Option<&SyncVar>) -> Outcome {
-        self.tick()?;
-        self.block_index(block)?;
-        let _ = (members, arrived);
+        let now = self.tick()?;
+        let b = self.block_index(block)?;
+        let block = &mut self.blocks[b];
+        let (first, count) = (block.first, block.warp_count());
+        let mut whole_warps = 0;
+        for &(w, mask) in members {
+            match block.warps.get(w as usize) {
+                Some(warp) if mask & warp.live == warp.live => whole_warps |= 1u32 << w,
+                Some(_) => {}
+                None => return misuse("no such warp in its block"),
+            }
+        }
+        let clocks = members
+            .iter()
+            .flat_map(|&(w, mask)| block.warps[w as usize].groups.iter().filter(move |g| g.mask & mask != 0))
+            .map(|g| &g.clock)
+            .chain(arrived.and_then(|a| a.clock.as_ref()));
+        let Some(mut clock) = join_distinct(clocks) else { return Ok(()) };
+        if whole_warps.count_ones() == count {
+            if clock.has_old(first, count, now) {
+                Arc::make_mut(&mut clock).prune(first, count, now);
+            }
+            for warp in &mut block.warps {
+                let mask = warp.live;
+                let new = Group { mask, clock: Arc::clone(&clock), block_time: now, warp_time: now };
+                warp.set(new);
+            }
+            return Ok(());
+        }
+        let mut block_time = clock.block_time(first);
+        let joined = Arc::make_mut(&mut clock);
+        for &(w, mask) in members {
+            let warp = &block.warps[w as usize];
+            for g in warp.groups.iter().filter(|g| g.mask & mask != 0) {
+                block_time = block_time.max(g.block_time);
+                if g.warp_time > g.block_time && mask & warp.live != warp.live {
+                    joined.add_lanes(Lanes { warp: warp.uid, mask: u32::MAX, time: g.warp_time });
+                }
+            }
+            joined.add_lanes(Lanes { warp: warp.uid, mask: warp.all_or(mask), time: now });
+        }
+        joined.prune(first, count, block_time);
+        for &(w, mask) in members {
+            let warp = &mut block.warps[w as usize];
+            let mask = mask & warp.live;
+            let warp_time = clock.warp_time(warp.uid).max(block_time);
+            warp.set(Group { mask, clock: Arc::clone(&clock), block_time, warp_time });
+        }
         Ok(())
     }
 
     /// `bar.warp.sync` with these lanes completes.
+    ///
+    /// # Errors
+    /// As [`Detector::barrier`].
     pub fn warp_barrier(&mut self, warp: Warp, mask: u32) -> Outcome {
-        self.tick()?;
-        self.warp_state(warp)?;
-        let _ = mask;
+        let now = self.tick()?;
+        let (block, w) = self.block_and_warp(warp)?;
+        let (first, count) = (block.first, block.warp_count());
+        let state = &mut block.warps[w];
+        let mask = mask & state.live;
+        let concerned = || state.groups.iter().filter(|g| g.mask & mask != 0);
+        let Some(mut clock) = join_distinct(concerned().map(|g| &g.clock)) else { return Ok(()) };
+        let block_time = concerned().map(|g| g.block_time).fold(clock.block_time(first), Time::max);
+        let mut warp_time = concerned().map(|g| g.warp_time).fold(block_time, Time::max);
+        if mask == state.live {
+            warp_time = now;
+        } else {
+            let joined = Arc::make_mut(&mut clock);
+            joined.add_lanes(Lanes { warp: state.uid, mask, time: now });
+            joined.prune(first, count, block_time);
+            warp_time = warp_time.max(joined.warp_time(state.uid));
+        }
+        state.set(Group { mask, clock, block_time, warp_time });
         Ok(())
     }
 
     /// Releases all that these lanes did and know.
+    ///
+    /// # Errors
+    /// As [`Detector::barrier`].
     pub fn release(&mut self, warp: Warp, mask: u32, into: &mut SyncVar) -> Outcome {
-        self.tick()?;
-        self.warp_state(warp)?;
-        let _ = (mask, into);
+        let now = self.tick()?;
+        let (block, w) = self.block_and_warp(warp)?;
+        for (_, knowledge) in block.warps[w].knowledge(block.first, block.warp_count(), mask, now) {
+            into.add(&knowledge);
+        }
         Ok(())
     }
 
-    /// Releases what these lanes' earlier release fences (`fence.acq_rel`, `fence.mbarrier_init`) cover, and no more: a `.relaxed` arrival.
+    /// Releases what these lanes' earlier release fences (`fence.acq_rel`, `fence.mbarrier_init`) cover, and no more: a `.relaxed`
+    /// arrival.
+    ///
+    /// # Errors
+    /// As [`Detector::barrier`].
     pub fn release_relaxed(&mut self, warp: Warp, mask: u32, into: &mut SyncVar) -> Outcome {
         self.tick()?;
-        self.warp_state(warp)?;
-        let _ = (mask, into);
+        let (block, w) = self.block_and_warp(warp)?;
+        let narrowest = if block.cluster.len() > 1 { Scope::Cluster } else { Scope::Cta };
+        let state = &block.warps[w];
+        for (lanes, fence) in state.fences.iter().filter(|f| f.0 & mask != 0 && f.1.scope >= narrowest) {
+            into.add(&Knowledge { mask: state.all_or(lanes & mask), ..fence.knowledge.clone() });
+        }
         Ok(())
     }
 
     /// These lanes learn what was released, and observe the asynchronous operations that completed on the object.
+    ///
+    /// # Errors
+    /// As [`Detector::barrier`].
     pub fn acquire(&mut self, warp: Warp, mask: u32, from: &mut SyncVar) -> Outcome {
-        self.tick()?;
-        self.warp_state(warp)?;
-        let _ = (mask, from);
+        let now = self.tick()?;
+        let (block, w) = self.block_and_warp(warp)?;
+        let (cluster, device) = (Arc::clone(&block.cluster), block.device);
+        let (first, count) = (block.first, block.warp_count());
+        let state = &mut block.warps[w];
+        let (uid, mask) = (state.uid, mask & state.live);
+        state.learn(first, mask, |g| from.learnt_by(g, &g.view(first, count, uid, &cluster, device)));
+        let agents = std::mem::take(&mut from.agents);
+        for &id in &agents {
+            self.observe(id, None, Observe::All, warp, mask, now)?;
+        }
+        from.agents = agents;
+        Ok(())
+    }
+
+    /// The same for a `.relaxed` wait: these lanes learn it with their next acquire fence.
+    ///
+    /// # Errors
+    /// As [`Detector::barrier`].
+    pub fn acquire_relaxed(&mut self, warp: Warp, mask: u32, from: &SyncVar) -> Outcome {
+        let now = self.tick()?;
+        let (block, w) = self.block_and_warp(warp)?;
+        let (first, count) = (block.first, block.warp_count());
+        let state = &mut block.warps[w];
+        let mask = mask & state.live;
+        let clock = from.clock.clone().unwrap_or_default();
+        let knowledge = Knowledge {
+            clock,
+            first,
+            warps: count,
+            block_time: 0,
+            uid: state.uid,
+            warp_time: 0,
+            mask: 0,
+            time: now,
+            init_only: false,
+        };
+        state.pend(Pending { mask, scope: Scope::Sys, knowledge, agents: from.agents.clone(), address: None });
         Ok(())
     }
 
     /// A fence at a scope.
-    pub fn fence(&mut self, warp: Warp, mask: u32, order: FenceOrder, scope: super::Scope) -> Outcome {
-        self.tick()?;
-        self.warp_state(warp)?;
-        let _ = (mask, order, scope);
+    ///
+    /// # Errors
+    /// As [`Detector::barrier`].
+    pub fn fence(&mut self, warp: Warp, mask: u32, order: FenceOrder, scope: Scope) -> Outcome {
+        let now = self.tick()?;
+        self.block_and_warp(warp)?;
+        if order != FenceOrder::Release {
+            self.acquire_pending(warp, mask, scope, None, now)?;
+        }
+        if order != FenceOrder::Acquire {
+            let (block, w) = self.block_and_warp(warp)?;
+            let (first, count) = (block.first, block.warp_count());
+            let state = &mut block.warps[w];
+            for old in state.fences.iter_mut().filter(|f| f.1.scope <= scope && !f.1.knowledge.init_only) {
+                old.0 &= !mask;
+            }
+            state.fences.retain(|f| f.0 != 0);
+            let new: Vec<_> = state
+                .knowledge(first, count, mask, now)
+                .map(|(lanes, knowledge)| (lanes, Published { scope, operation: false, knowledge }))
+                .collect();
+            state.fences.extend(new);
+        }
+        Ok(())
+    }
+
+    /// What these lanes' strong reads have shown becomes theirs, as far as the scopes reach; `address`: only what was read there.
+    pub(super) fn acquire_pending(&mut self, warp: Warp, mask: u32, scope: Scope, address: Option<u64>, now: Time) -> Outcome {
+        let Detector { blocks, launches, .. } = self;
+        let Some(block) = blocks.get_mut(warp.block.slot as usize) else { return Ok(()) };
+        let (cluster, device) = (Arc::clone(&block.cluster), block.device);
+        let (first, count) = (block.first, block.warp_count());
+        let Some(state) = block.warps.get_mut(warp.index as usize) else { return Ok(()) };
+        if state.pending.is_empty() {
+            return Ok(());
+        }
+        let device_of = |w| super::check::launch_of(launches, w).map(|l| l.device);
+        let mut observed = Vec::new();
+        let mut pending = std::mem::take(&mut state.pending);
+        for p in pending.iter_mut().filter(|p| p.mask & mask != 0 && (address.is_none() || p.address == address)) {
+            let uid = state.uid;
+            let Some(level) =
+                state.groups.first().map(|g| g.view(first, count, uid, &cluster, device).level(p.knowledge.uid, device_of))
+            else {
+                continue;
+            };
+            if scope.min(p.scope) < level {
+                continue;
+            }
+            let lanes = p.mask & mask;
+            p.mask &= !mask;
+            let k = &p.knowledge;
+            state.learn(first, lanes, |g| {
+                let view = g.view(first, count, uid, &cluster, device);
+                learn_knowledge(g, &view, k)
+            });
+            observed.extend(p.agents.iter().map(|&id| (id, lanes)));
+        }
+        pending.retain(|p| p.mask != 0);
+        state.pending = pending;
+        for (id, lanes) in observed {
+            self.observe(id, None, Observe::All, warp, lanes, now)?;
+        }
         Ok(())
     }
 
     /// `fence.mbarrier_init.release.cluster`: releases initialisations of mbarriers only.
+    ///
+    /// # Errors
+    /// As [`Detector::barrier`].
     pub fn fence_mbarrier_init(&mut self, warp: Warp, mask: u32) -> Outcome {
-        self.tick()?;
-        self.warp_state(warp)?;
-        let _ = mask;
+        let now = self.tick()?;
+        let (block, w) = self.block_and_warp(warp)?;
+        let (first, count) = (block.first, block.warp_count());
+        let state = &mut block.warps[w];
+        for old in state.fences.iter_mut().filter(|f| f.1.knowledge.init_only) {
+            old.0 &= !mask;
+        }
+        state.fences.retain(|f| f.0 != 0);
+        let new: Vec<_> = state
+            .knowledge(first, count, mask, now)
+            .map(|(lanes, k)| {
+                let knowledge = Knowledge { init_only: true, ..k };
+                (lanes, Published { scope: Scope::Cluster, operation: false, knowledge })
+            })
+            .collect();
+        state.fences.extend(new);
         Ok(())
     }
 
     /// `fence.proxy.async`.
+    ///
+    /// # Errors
+    /// As [`Detector::barrier`].
     pub fn fence_proxy_async(&mut self, warp: Warp, mask: u32, covers: ProxyFence) -> Outcome {
-        self.tick()?;
-        self.warp_state(warp)?;
-        let _ = (mask, covers);
+        let now = self.tick()?;
+        let (block, w) = self.block_and_warp(warp)?;
+        let state: &WarpState = &block.warps[w];
+        let (uid, mask) = (state.uid, state.all_or(mask));
+        self.fences.add(uid, mask, covers.0, now);
         Ok(())
     }
 
     /// These lanes wait for the end of a launch that theirs did not wait for as a whole (`griddepcontrol.wait`).
+    ///
+    /// # Errors
+    /// A launch that still runs; and as [`Detector::barrier`].
     pub fn launch_wait(&mut self, warp: Warp, mask: u32, launch: LaunchId) -> Outcome {
         self.tick()?;
-        self.warp_state(warp)?;
-        let _ = (mask, launch);
+        let mut clock = Clock::default();
+        self.learn_launch(&mut clock, launch)?;
+        let clock = Arc::new(clock);
+        let (block, w) = self.block_and_warp(warp)?;
+        let first = block.first;
+        block.warps[w].learn(first, mask, |g| Some(joined(&g.clock, &clock)));
         Ok(())
-    }
-
-    /// `mbarrier.init` of the object at an offset of `owner`'s shared memory.
-    pub fn mbarrier_init(&mut self, warp: Warp, lane: u32, owner: BlockId, address: u64, site: u32) -> Outcome {
-        self.tick()?;
-        self.warp_state(warp)?;
-        let _ = (lane, owner, address, site);
-        Ok(())
-    }
-
-    /// `mbarrier.inval`.
-    pub fn mbarrier_inval(&mut self, warp: Warp, lane: u32, owner: BlockId, address: u64, site: u32) -> Outcome {
-        self.mbarrier_init(warp, lane, owner, address, site)
-    }
-
-    /// `mbarrier.arrive` (any variant, `expect_tx` and `complete_tx` by a thread included): releases into the running phase, unless `.relaxed`.
-    pub fn mbarrier_arrive(
-        &mut self,
-        state: &mut MbarrierSync,
-        owner: BlockId,
-        address: u64,
-        warp: Warp,
-        mask: u32,
-        relaxed: bool,
-        site: u32,
-    ) -> Outcome {
-        let _ = (owner, address, site);
-        if relaxed { self.release_relaxed(warp, mask, &mut state.current) } else { self.release(warp, mask, &mut state.current) }
-    }
-
-    /// An asynchronous operation completes on the running phase of an mbarrier (`complete_tx`, or the arrival of `cp.async.mbarrier.arrive`).
-    pub fn mbarrier_complete(&mut self, state: &mut MbarrierSync, owner: BlockId, address: u64, agent: AgentId) -> Outcome {
-        self.tick()?;
-        let _ = (state, owner, address, agent);
-        Ok(())
-    }
-
-    /// `test_wait` or `try_wait`; `passed`: it returned true, so that these lanes learn what the completed phase released. `.relaxed`
-    /// waits pass `false`.
-    pub fn mbarrier_wait(
-        &mut self,
-        state: &mut MbarrierSync,
-        owner: BlockId,
-        address: u64,
-        warp: Warp,
-        mask: u32,
-        passed: bool,
-        site: u32,
-    ) -> Outcome {
-        let _ = (owner, address, site);
-        if passed { self.acquire(warp, mask, &mut state.completed) } else { Ok(()) }
     }
 }
 
-impl MbarrierSync {
-    /// The running phase is complete; the next begins.
-    pub fn complete_phase(&mut self) {
-        self.completed = std::mem::take(&mut self.current);
+/// The group's clock with what `k` adds; `None`: nothing new.
+pub(super) fn learn_knowledge(group: &Group, view: &View<'_>, k: &Knowledge) -> Option<Arc<Clock>> {
+    if k.mask != 0 && !k.init_only && view.uncovered(k.uid, k.mask, k.time, 0) == 0 {
+        return None;
     }
-
-    /// A freshly initialised object.
-    pub fn new() -> Self {
-        Self::default()
-    }
+    let mut clock = if k.init_only { Clock::default() } else { Clock::clone(&k.clock) };
+    k.add_to(&mut clock);
+    learnt(group, view, &Arc::new(clock))
 }

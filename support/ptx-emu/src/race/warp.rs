@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::Launch;
-use super::clock::{Clock, Span, Time};
+use super::clock::{Clock, Span, Time, joined};
+use super::location::Published;
+use super::types::{AgentId, Scope};
+use super::view::{Knowledge, View};
 
 /// Lanes of a warp that know the same.
 #[derive(Clone, Debug)]
@@ -17,6 +20,19 @@ pub(super) struct Group {
     pub warp_time: Time,
 }
 
+/// What strong reads have shown to some lanes, which only a fence makes theirs.
+#[derive(Clone, Debug)]
+pub(super) struct Pending {
+    pub mask: u32,
+    /// Scope of the release.
+    pub scope: Scope,
+    pub knowledge: Knowledge,
+    /// Operations that the same wait showed complete.
+    pub agents: Vec<AgentId>,
+    /// Where it was read.
+    pub address: Option<u64>,
+}
+
 #[derive(Debug)]
 pub(super) struct WarpState {
     /// Its number.
@@ -25,6 +41,9 @@ pub(super) struct WarpState {
     pub live: u32,
     /// Disjoint, together `live`.
     pub groups: Vec<Group>,
+    /// What the lanes' release fences cover: the lanes, what a later strong write of theirs publishes.
+    pub fences: Vec<(u32, Published)>,
+    pub pending: Vec<Pending>,
 }
 
 #[derive(Debug)]
@@ -39,13 +58,13 @@ pub(super) struct Block {
 }
 
 impl Block {
-    pub fn new(launch: &Launch, _index: u64, first: u32, cluster: Arc<[Span]>) -> Self {
+    pub fn new(launch: &Launch, first: u32, cluster: Arc<[Span]>) -> Self {
         let warps = (0..launch.warps_per_block)
             .map(|w| {
                 let threads = (launch.threads_per_block - 32 * w).min(32);
                 let live = u32::MAX >> (32 - threads);
                 let group = Group { mask: live, clock: Arc::clone(&launch.base), block_time: 0, warp_time: 0 };
-                WarpState { uid: first + w, live, groups: vec![group] }
+                WarpState { uid: first + w, live, groups: vec![group], fences: Vec::new(), pending: Vec::new() }
             })
             .collect();
         Block { generation: 0, first, warps, cluster, device: launch.device }
@@ -56,4 +75,126 @@ impl Block {
         self.warps = Vec::new();
         self.cluster = Arc::from([]);
     }
+
+    pub fn warp_count(&self) -> u32 {
+        self.warps.len() as u32
+    }
+
+    /// A group as one who accesses memory.
+    pub fn view<'a>(&'a self, warp: &'a WarpState, group: &'a Group) -> View<'a> {
+        group.view(self.first, self.warp_count(), warp.uid, &self.cluster, self.device)
+    }
+}
+
+impl WarpState {
+    /// `mask` limited to lanes that exist, and all ones if it has them all.
+    pub fn all_or(&self, mask: u32) -> u32 {
+        let mask = mask & self.live;
+        if mask == self.live { u32::MAX } else { mask }
+    }
+
+    /// What the lanes of `mask` know at `time`, one for each group that has some of them.
+    pub fn knowledge(&self, first: u32, warps: u32, mask: u32, time: Time) -> impl Iterator<Item = (u32, Knowledge)> {
+        self.groups.iter().filter(move |g| g.mask & mask != 0).map(move |g| {
+            let lanes = g.mask & mask;
+            let knowledge = Knowledge {
+                clock: Arc::clone(&g.clock),
+                first,
+                warps,
+                block_time: g.block_time,
+                uid: self.uid,
+                warp_time: g.warp_time,
+                mask: self.all_or(lanes),
+                time,
+                init_only: false,
+            };
+            (lanes, knowledge)
+        })
+    }
+
+    /// The lanes of `new.mask` know this from now on.
+    pub fn set(&mut self, new: Group) {
+        if new.mask == self.live {
+            self.groups.clear();
+            self.groups.push(new);
+            return;
+        }
+        for g in &mut self.groups {
+            g.mask &= !new.mask;
+        }
+        self.groups.retain(|g| g.mask != 0);
+        let same =
+            |g: &&mut Group| Arc::ptr_eq(&g.clock, &new.clock) && g.block_time == new.block_time && g.warp_time == new.warp_time;
+        match self.groups.iter_mut().find(same) {
+            Some(g) => g.mask |= new.mask,
+            None => self.groups.push(new),
+        }
+    }
+
+    /// The lanes of `mask` learn what `learn` gives each group for its clock (`None`: nothing new). `first`: the block's
+    /// first warp.
+    pub fn learn(&mut self, first: u32, mask: u32, mut learn: impl FnMut(&Group) -> Option<Arc<Clock>>) {
+        let mut changed = Vec::new();
+        for g in self.groups.iter().filter(|g| g.mask & mask != 0) {
+            if let Some(clock) = learn(g) {
+                let block_time = g.block_time.max(clock.block_time(first));
+                let warp_time = g.warp_time.max(block_time).max(clock.warp_time(self.uid));
+                changed.push(Group { mask: g.mask & mask, clock, block_time, warp_time });
+            }
+        }
+        for g in changed {
+            self.set(g);
+        }
+    }
+
+    /// Remembers what a strong read has shown.
+    pub fn pend(&mut self, new: Pending) {
+        let (k, a) = (&new.knowledge, new.address);
+        let same = |p: &&mut Pending| {
+            let q = &p.knowledge;
+            p.address == a
+                && p.scope == new.scope
+                && (q.uid, q.mask, q.time) == (k.uid, k.mask, k.time)
+                && Arc::ptr_eq(&q.clock, &k.clock)
+        };
+        match self.pending.iter_mut().find(same) {
+            Some(p) => p.mask |= new.mask,
+            None => self.pending.push(new),
+        }
+    }
+}
+
+impl Group {
+    /// The group as one who accesses memory.
+    pub fn view<'a>(&'a self, first: u32, warps: u32, uid: u32, cluster: &'a [Span], device: u32) -> View<'a> {
+        View {
+            clock: &self.clock,
+            first,
+            warps,
+            block_time: self.block_time,
+            uid,
+            warp_time: self.warp_time,
+            own_mask: u32::MAX,
+            own_time: Time::MAX,
+            cluster,
+            device,
+        }
+    }
+}
+
+/// The clocks joined, those that are the same one counted once.
+pub(super) fn join_distinct<'a>(clocks: impl Iterator<Item = &'a Arc<Clock>>) -> Option<Arc<Clock>> {
+    let mut result: Option<Arc<Clock>> = None;
+    let mut last: Option<&Arc<Clock>> = None;
+    for c in clocks {
+        if last.is_some_and(|l| Arc::ptr_eq(l, c)) {
+            continue;
+        }
+        last = Some(c);
+        result = Some(match result {
+            None => Arc::clone(c),
+            Some(r) => joined(&r, c),
+        });
+    }
+    result
 }
