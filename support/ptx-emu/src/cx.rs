@@ -114,6 +114,8 @@ pub struct Warp {
     pub tensor: crate::tensor_ops::WarpState,
     /// The address that the last load polled, for reports of livelocks.
     pub polled: Option<(Space, u64)>,
+    /// What exchanges between lanes keep.
+    pub exchange: crate::warp_ops::WarpState,
 }
 
 /// A block: its shared memory and what its threads share besides.

@@ -586,6 +586,7 @@ fn warps(launch: &Launch) -> Vec<Option<Box<Warp>>> {
                 sync: Default::default(),
                 tensor: Default::default(),
                 polled: None,
+                exchange: Default::default(),
             });
             let frame = Frame { function: launch.kernel, return_pc: 0, base: 0, pred_base: 0, local_base: 0 };
             warp.regs.window(0, function.slots as usize, 0, function.preds as usize);

@@ -274,7 +274,8 @@ fn check_defined(warp: &Warp, instr: &Instr, mask: Mask) -> Exec {
                 0 => format!("a source register of {}", instr.text),
                 _ => format!("a source predicate of {}", instr.text),
             };
-            return Err(unwritten_fault(&what, unwritten));
+            return Err(warp_ops::read_from_absent(warp, key, unwritten, &what)
+                .unwrap_or_else(|| unwritten_fault(&what, unwritten)));
         }
     }
     Ok(())
@@ -302,7 +303,9 @@ fn after(warp: &mut Warp, instr: &Instr, mask: Mask) {
             value &= warp.regs.defined(key);
         }
     }
+    let of_registers = warp.exchange.result_defined.take().unwrap_or(value);
     for &key in &instr.writes {
+        let value = if key & PRED_BIT == 0 { of_registers } else { value };
         warp.regs.define(key, value, mask);
     }
 }

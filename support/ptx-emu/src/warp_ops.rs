@@ -1,354 +1,439 @@
-//! Exchanges inside a warp: shuffles, votes, matches, reductions, election: decoding and executing.
+//! Exchanges inside a warp: shuffles, votes, matches, reductions, election: decoding and executing (PTX ISA 9.0, sections 9.7.9.6 and 9.7.13).
 //!
-//! All of them name the lanes that take part in a *membermask* (PTX ISA 9.0, sections 9.7.9.6 and 9.7.13.10 to 9.7.13.16). Each executing
-//! lane must be in its own mask, and lanes of one mask wait for each other; lanes that have exited do not count. Lanes
-//! that come together with different masks (after `match.any`, say) are so many separate exchanges.
+//! All of them but `activemask` name their members by a mask. Every executing thread must be a member of its own mask, members must name the
+//! same mask, and the instruction waits until all members that have not exited are here. Threads may come with different masks at
+//! once, as the tiles of a warp do: each mask is a party of its own.
 
-use crate::ast::{Instruction, Operand, Type};
-use crate::cx::{Cx, Step, Wait};
+use crate::alu::{Opcode, Pred, Ty, destination, discardable, mask_of, source};
+use crate::ast::{Instruction, Operand};
+use crate::cx::{Cx, Step, Wait, Warp};
 use crate::decode::{Decoder, Result};
 use crate::fault::{Exec, Fault};
-use crate::isa::{PredSrc, Reg, Src};
+use crate::isa::{PRED_BIT, Reg, Src};
 use crate::regs::{LANES, Lanes32, Mask, lanes};
 use crate::report::Kind;
 
-/// A decoded instruction of this family.
-#[derive(Debug)]
-pub enum WarpOp {
-    /// `shfl.sync`
-    Shuffle { mode: Shuffle, dst: Reg, inside: Option<u32>, value: Src, distance: Src, clamp: Src, members: Src },
-    /// `vote.sync.{all,any,uni}.pred`
-    Vote { what: Vote, dst: Option<u32>, pred: PredSrc, members: Src },
-    /// `vote.sync.ballot.b32`
-    Ballot { dst: Reg, pred: PredSrc, members: Src },
-    /// `match.{any,all}.sync`
-    Match { all: bool, dst: Reg, same: Option<u32>, value: Src, members: Src },
-    /// `activemask`
-    ActiveMask { dst: Reg },
-    /// `redux.sync`
-    Redux { op: Redux, dst: Reg, value: Src, members: Src },
-    /// `elect.sync`
-    Elect { dst: Reg, leader: Option<u32>, members: Src },
+/// What a warp keeps of exchanges.
+#[derive(Debug, Default)]
+pub struct WarpState {
+    /// Left by a shuffle: the lanes of its result that hold a value that something wrote.
+    pub result_defined: Option<Mask>,
+    /// Registers that hold, in some lanes, what a shuffle read from threads that do not take part.
+    absent: Vec<Absent>,
 }
 
-/// Where a shuffle reads.
+/// A register (its slot in the whole file) that a shuffle filled from threads that do not take part.
+#[derive(Debug)]
+struct Absent {
+    slot: usize,
+    /// Lanes that have such a value.
+    readers: Mask,
+    /// The lane that each of them read.
+    from: [u8; LANES],
+    line: u32,
+}
+
+/// The fault of using a register in lanes where a shuffle read it from a thread that does not take part; None where that is not why it is
+/// unwritten.
+pub fn read_from_absent(warp: &Warp, slot: u32, unwritten: Mask, what: &str) -> Option<Box<Fault>> {
+    if slot & PRED_BIT != 0 {
+        return None;
+    }
+    let slot = warp.regs.absolute(slot);
+    let found = warp.exchange.absent.iter().find(|a| a.slot == slot && a.readers & unwritten != 0)?;
+    let lane = (found.readers & unwritten).trailing_zeros() as usize;
+    Some(Fault::at(
+        Kind::Divergence,
+        lane,
+        format!(
+            "{what} holds what the shfl of PTX line {} read from lane {}, which does not take part in it: the value is undefined",
+            found.line, found.from[lane]
+        ),
+    ))
+}
+
+/// A decoded instruction of this family.
+#[derive(Debug)]
+#[allow(private_interfaces)] // the operations are this family's own business
+pub enum WarpOp {
+    /// `shfl.sync`
+    Shuffle { mode: Shuffle, d: Reg, p: Option<u32>, a: Src, b: Src, c: Src, members: Src },
+    /// `vote.sync` that gives a predicate.
+    Vote { mode: Vote, d: Option<u32>, a: Pred, members: Src },
+    /// `vote.sync.ballot`
+    Ballot { d: Reg, a: Pred, members: Src },
+    /// `match.any.sync` and `match.all.sync`
+    Match { all: bool, d: Reg, p: Option<u32>, a: Src, members: Src },
+    /// `activemask`
+    ActiveMask { d: Reg },
+    /// `redux.sync`
+    Reduce { op: Reduce, d: Reg, a: Src, members: Src },
+    /// `elect.sync`
+    Elect { d: Reg, p: Option<u32>, members: Src },
+}
+
+/// How `shfl` finds its source lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shuffle {
-    /// A lower lane.
+#[allow(missing_docs)] // named after the modifiers
+pub(crate) enum Shuffle {
     Up,
-    /// A higher lane.
     Down,
-    /// The lane whose number differs in these bits.
     Bfly,
-    /// A lane of its segment by number.
     Idx,
 }
 
-/// What a vote asks.
+/// What `vote` asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Vote {
-    /// All true.
+#[allow(missing_docs)] // named after the modifiers
+pub(crate) enum Vote {
     All,
-    /// Any true.
     Any,
-    /// All alike.
     Uni,
 }
 
-/// How a reduction combines.
+/// What `redux` computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Redux {
-    /// Modulo 2^32.
+#[allow(missing_docs)] // named after the modifiers and types
+pub(crate) enum Reduce {
     Add,
-    /// Unsigned.
-    MinU,
-    /// Signed.
     MinS,
-    /// Unsigned.
-    MaxU,
-    /// Signed.
+    MinU,
     MaxS,
-    /// Bitwise.
+    MaxU,
     And,
-    /// Bitwise.
     Or,
-    /// Bitwise.
     Xor,
-}
-
-/// A register destination, perhaps with a predicate: `d` or `d|p`.
-fn dst_and_pred(decoder: &mut Decoder<'_>, operand: &Operand) -> Result<(Reg, Option<u32>)> {
-    match operand {
-        Operand::Pair(dst, pred) => Ok((decoder.dst_of(dst, Type::B32)?, decoder.pred_dst(pred)?)),
-        dst => Ok((decoder.dst_of(dst, Type::B32)?, None)),
-    }
 }
 
 /// Decodes one.
 pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<WarpOp> {
-    let opcode: Vec<&str> = instruction.opcode.iter().map(String::as_str).collect();
-    let operands = instruction.operands.as_slice();
-    let wrong = |decoder: &Decoder<'_>| decoder.error(format!("{} with {} operands", opcode.join("."), operands.len()));
-    Ok(match opcode.as_slice() {
-        ["shfl", "sync", mode @ ("up" | "down" | "bfly" | "idx"), "b32"] => {
-            let [dst, value, distance, clamp, members] = operands else { return Err(wrong(decoder)) };
-            let (dst, inside) = dst_and_pred(decoder, dst)?;
-            WarpOp::Shuffle {
-                mode: match *mode {
-                    "up" => Shuffle::Up,
-                    "down" => Shuffle::Down,
-                    "bfly" => Shuffle::Bfly,
-                    _ => Shuffle::Idx,
-                },
-                dst,
-                inside,
-                value: decoder.src(value, Type::B32)?,
-                distance: decoder.src(distance, Type::B32)?,
-                clamp: decoder.src(clamp, Type::B32)?,
-                members: decoder.src(members, Type::B32)?,
+    let mut opcode = Opcode::new(instruction);
+    let (d, op) = (decoder, &mut opcode);
+    match instruction.opcode.first().map(String::as_str) {
+        Some("activemask") => {
+            op.end(d)?;
+            if op.single(d)? != Ty::B32 {
+                return Err(op.no_type(d));
             }
+            let [to] = op.operands(d, instruction)?;
+            Ok(WarpOp::ActiveMask { d: destination(d, to, Ty::B32)? })
         }
-        ["vote", "sync", what @ ("all" | "any" | "uni"), "pred"] => {
-            let [dst, pred, members] = operands else { return Err(wrong(decoder)) };
-            WarpOp::Vote {
-                what: match *what {
-                    "all" => Vote::All,
-                    "any" => Vote::Any,
-                    _ => Vote::Uni,
-                },
-                dst: decoder.pred_dst(dst)?,
-                pred: decoder.pred_src(pred)?,
-                members: decoder.src(members, Type::B32)?,
+        Some("shfl") => {
+            synchronous(d, op)?;
+            shuffle(d, op, instruction)
+        }
+        Some("vote") => {
+            synchronous(d, op)?;
+            vote(d, op, instruction)
+        }
+        Some("match") => {
+            synchronous(d, op)?;
+            matching(d, op, instruction)
+        }
+        Some("redux") => {
+            synchronous(d, op)?;
+            reduce(d, op, instruction)
+        }
+        Some("elect") => {
+            synchronous(d, op)?;
+            op.end(d)?;
+            if !op.types.is_empty() {
+                return Err(op.no_type(d));
             }
+            let [to, members] = op.operands(d, instruction)?;
+            let Operand::Pair(to, p) = to else { return Err(d.error("elect.sync writes a register and a predicate: d|p")) };
+            let members = source(d, members, Ty::B32)?;
+            Ok(WarpOp::Elect { d: discardable(d, to, Ty::B32)?, p: d.pred_dst(p)?, members })
         }
-        ["vote", "sync", "ballot", "b32"] => {
-            let [dst, pred, members] = operands else { return Err(wrong(decoder)) };
-            WarpOp::Ballot {
-                dst: decoder.dst_of(dst, Type::B32)?,
-                pred: decoder.pred_src(pred)?,
-                members: decoder.src(members, Type::B32)?,
-            }
-        }
-        ["match", kind @ ("any" | "all"), "sync", ty @ ("b32" | "b64")] => {
-            let [dst, value, members] = operands else { return Err(wrong(decoder)) };
-            let all = *kind == "all";
-            if !all && matches!(dst, Operand::Pair(..)) {
-                return Err(decoder.error("match.any has no predicate destination"));
-            }
-            let (dst, same) = dst_and_pred(decoder, dst)?;
-            let ty = if *ty == "b64" { Type::B64 } else { Type::B32 };
-            WarpOp::Match { all, dst, same, value: decoder.src(value, ty)?, members: decoder.src(members, Type::B32)? }
-        }
-        ["activemask", "b32"] => {
-            let [dst] = operands else { return Err(wrong(decoder)) };
-            WarpOp::ActiveMask { dst: decoder.dst_of(dst, Type::B32)? }
-        }
-        ["redux", "sync", op, ty] => {
-            let op = match (*op, *ty) {
-                ("add", "u32" | "s32") => Redux::Add,
-                ("min", "u32") => Redux::MinU,
-                ("min", "s32") => Redux::MinS,
-                ("max", "u32") => Redux::MaxU,
-                ("max", "s32") => Redux::MaxS,
-                ("and", "b32") => Redux::And,
-                ("or", "b32") => Redux::Or,
-                ("xor", "b32") => Redux::Xor,
-                _ => return Err(decoder.unknown(instruction)),
-            };
-            let [dst, value, members] = operands else { return Err(wrong(decoder)) };
-            WarpOp::Redux {
-                op,
-                dst: decoder.dst_of(dst, Type::B32)?,
-                value: decoder.src(value, Type::B32)?,
-                members: decoder.src(members, Type::B32)?,
-            }
-        }
-        ["elect", "sync"] => {
-            let [dst, members] = operands else { return Err(wrong(decoder)) };
-            let (dst, leader) = dst_and_pred(decoder, dst)?;
-            WarpOp::Elect { dst, leader, members: decoder.src(members, Type::B32)? }
-        }
-        _ => return Err(decoder.unknown(instruction)),
-    })
+        _ => Err(d.unknown(instruction)),
+    }
 }
 
-/// The exchanges that the executing lanes take part in: each the lanes of one membermask. None while some have yet to come.
-fn exchanges(cx: &Cx<'_>, members: &Src) -> Exec<std::result::Result<([Mask; LANES], usize), Mask>> {
-    let masks = cx.get32(members);
-    let mut list = [0; LANES];
-    let mut count = 0;
-    let mut missing = 0;
-    let mut rest = cx.mask;
-    while rest != 0 {
-        let lane = rest.trailing_zeros() as usize;
-        let mask = masks[lane];
-        // The common case: all lanes have the same mask.
-        let here = if masks == [mask; LANES] {
-            cx.mask
-        } else {
-            lanes(cx.mask).filter(|&i| masks[i] == mask).fold(0, |m, i| m | 1 << i)
-        };
-        rest &= !here;
-        if here & !mask != 0 {
-            let outside = (here & !mask).trailing_zeros() as usize;
-            let message = format!("lane {outside} executes with membermask {mask:#010x}, which does not name it");
-            return Err(Fault::at(Kind::Divergence, outside, message));
-        }
-        if mask & cx.warp.live & !here != 0 {
-            missing |= mask & cx.warp.live;
-        }
-        list[count] = here;
-        count += 1;
+/// The forms without `.sync` left with sm_70: a member mask says who takes part.
+fn synchronous(d: &Decoder<'_>, op: &mut Opcode<'_>) -> Result<()> {
+    if op.flag("sync") { Ok(()) } else { Err(op.unknown(d, "without .sync it ended with sm_70")) }
+}
+
+fn shuffle(d: &mut Decoder<'_>, op: &mut Opcode<'_>, instruction: &Instruction) -> Result<WarpOp> {
+    let mode = op.pick(&[("up", Shuffle::Up), ("down", Shuffle::Down), ("bfly", Shuffle::Bfly), ("idx", Shuffle::Idx)]);
+    let Some(mode) = mode else { return Err(op.unknown(d, "it needs .up, .down, .bfly or .idx")) };
+    op.end(d)?;
+    if op.single(d)? != Ty::B32 {
+        return Err(op.no_type(d));
     }
-    Ok(if missing == 0 { Ok((list, count)) } else { Err(missing | cx.mask) })
+    // What nothing wrote is passed on as such: `exec` says which lanes get it.
+    d.moves();
+    let [to, a, b, c, members] = op.operands(d, instruction)?;
+    let (to, p) = match to {
+        Operand::Pair(to, p) => (&**to, Some(&**p)),
+        to => (to, None),
+    };
+    let (a, b, c) = (source(d, a, Ty::B32)?, source(d, b, Ty::B32)?, source(d, c, Ty::B32)?);
+    let members = source(d, members, Ty::B32)?;
+    let to = destination(d, to, Ty::B32)?;
+    let p = p.map(|p| d.pred_dst(p)).transpose()?.flatten();
+    Ok(WarpOp::Shuffle { mode, d: to, p, a, b, c, members })
+}
+
+fn vote(d: &mut Decoder<'_>, op: &mut Opcode<'_>, instruction: &Instruction) -> Result<WarpOp> {
+    let ballot = op.flag("ballot");
+    let mode = op.pick(&[("all", Vote::All), ("any", Vote::Any), ("uni", Vote::Uni)]);
+    op.end(d)?;
+    let ty = op.single(d)?;
+    let [to, a, members] = op.operands(d, instruction)?;
+    let (a, members) = (Pred::decode(d, a)?, source(d, members, Ty::B32)?);
+    match (ballot, mode, ty) {
+        (true, None, Ty::B32) => Ok(WarpOp::Ballot { d: destination(d, to, Ty::B32)?, a, members }),
+        (false, Some(mode), Ty::Pred) => Ok(WarpOp::Vote { mode, d: d.pred_dst(to)?, a, members }),
+        _ => Err(op.unknown(d, "vote.sync is .all, .any or .uni with .pred, or .ballot with .b32")),
+    }
+}
+
+fn matching(d: &mut Decoder<'_>, op: &mut Opcode<'_>, instruction: &Instruction) -> Result<WarpOp> {
+    let Some(all) = op.pick(&[("all", true), ("any", false)]) else { return Err(op.unknown(d, "it needs .any or .all")) };
+    op.end(d)?;
+    let ty = op.single(d)?;
+    if !matches!(ty, Ty::B32 | Ty::B64) {
+        return Err(op.no_type(d));
+    }
+    let [to, a, members] = op.operands(d, instruction)?;
+    let (to, p) = match to {
+        Operand::Pair(to, p) if all => (&**to, Some(&**p)),
+        Operand::Pair(..) => return Err(d.error("match.any writes no predicate")),
+        to => (to, None),
+    };
+    let (a, members) = (source(d, a, ty)?, source(d, members, Ty::B32)?);
+    let to = if p.is_some() { discardable(d, to, Ty::B32)? } else { destination(d, to, Ty::B32)? };
+    let p = p.map(|p| d.pred_dst(p)).transpose()?.flatten();
+    Ok(WarpOp::Match { all, d: to, p, a, members })
+}
+
+fn reduce(d: &mut Decoder<'_>, op: &mut Opcode<'_>, instruction: &Instruction) -> Result<WarpOp> {
+    let name = op.pick(&[("add", "add"), ("min", "min"), ("max", "max"), ("and", "and"), ("or", "or"), ("xor", "xor")]);
+    op.end(d)?;
+    let ty = op.single(d)?;
+    let kind = match (name, ty) {
+        (Some("add"), Ty::U32 | Ty::S32) => Reduce::Add,
+        (Some("min"), Ty::U32) => Reduce::MinU,
+        (Some("min"), Ty::S32) => Reduce::MinS,
+        (Some("max"), Ty::U32) => Reduce::MaxU,
+        (Some("max"), Ty::S32) => Reduce::MaxS,
+        (Some("and"), Ty::B32) => Reduce::And,
+        (Some("or"), Ty::B32) => Reduce::Or,
+        (Some("xor"), Ty::B32) => Reduce::Xor,
+        _ => return Err(op.no_type(d)),
+    };
+    let [to, a, members] = op.operands(d, instruction)?;
+    let (a, members) = (source(d, a, ty)?, source(d, members, Ty::B32)?);
+    Ok(WarpOp::Reduce { op: kind, d: destination(d, to, ty)?, a, members })
+}
+
+/// The executing threads by the masks they name: live members of each.
+struct Parties {
+    masks: [Mask; LANES],
+    count: usize,
+}
+
+impl Parties {
+    fn iter(&self) -> impl Iterator<Item = Mask> {
+        self.masks.iter().copied().take(self.count)
+    }
+
+    /// Of the executing lanes; or what they have to wait for.
+    fn meet(cx: &Cx<'_>, members: &Src) -> Exec<std::result::Result<Parties, Wait>> {
+        let named = cx.get32(members);
+        let live = cx.warp.live;
+        let mut parties = Parties { masks: [0; LANES], count: 0 };
+        let mut absent = 0;
+        let mut rest = cx.mask;
+        while rest != 0 {
+            let first = rest.trailing_zeros() as usize;
+            let mask = named[first];
+            let same = mask_of(|i| named[i] == mask) & cx.mask;
+            rest &= !same;
+            if let Some(lane) = lanes(same & !mask).next() {
+                return Err(Fault::at(
+                    Kind::Divergence,
+                    lane,
+                    format!("{} with member mask {mask:#010x} is executed by lane {lane}, which is not a member", cx.instr.text),
+                ));
+            }
+            let here = mask & live;
+            if let Some(other) = lanes(here & cx.mask & !same).next() {
+                return Err(Fault::at(
+                    Kind::Divergence,
+                    other,
+                    format!(
+                        "the members of {} name different masks: {mask:#010x} in lane {first}, {:#010x} in lane {other}",
+                        cx.instr.text, named[other]
+                    ),
+                ));
+            }
+            absent |= here & !cx.mask;
+            parties.masks[parties.count] = here;
+            parties.count += 1;
+        }
+        if absent == 0 {
+            return Ok(Ok(parties));
+        }
+        Ok(Err(Wait::Converge(parties.iter().fold(0, |all, mask| all | mask))))
+    }
 }
 
 /// Executes one.
 pub fn exec(op: &WarpOp, cx: &mut Cx<'_>) -> Exec<Step> {
     let members = match op {
-        WarpOp::ActiveMask { dst } => {
-            cx.set32(*dst, &[cx.mask; LANES]);
+        WarpOp::ActiveMask { d } => {
+            let active = cx.mask;
+            cx.set32(*d, &[active; LANES]);
             return Ok(Step::Next);
         }
         WarpOp::Shuffle { members, .. }
         | WarpOp::Vote { members, .. }
         | WarpOp::Ballot { members, .. }
         | WarpOp::Match { members, .. }
-        | WarpOp::Redux { members, .. }
+        | WarpOp::Reduce { members, .. }
         | WarpOp::Elect { members, .. } => members,
     };
-    let (list, count) = match exchanges(cx, members)? {
-        Ok(all) => all,
-        Err(wanted) => return Ok(Step::Wait(Wait::Converge(wanted))),
+    let parties = match Parties::meet(cx, members)? {
+        Ok(parties) => parties,
+        Err(wait) => return Ok(Step::Wait(wait)),
     };
-    let list = &list[..count];
     match op {
-        WarpOp::ActiveMask { .. } => {}
-        WarpOp::Shuffle { mode, dst, inside, value, distance, clamp, .. } => {
-            shuffle(cx, list, *mode, (*dst, *inside), [value, distance, clamp])?
-        }
-        WarpOp::Vote { what, dst, pred, .. } => {
-            let votes = cx.pred(*pred);
+        WarpOp::Shuffle { mode, d, p, a, b, c, .. } => exchange(cx, &parties, *mode, *d, *p, [a, b, c]),
+        WarpOp::Vote { mode, d, a, .. } => {
+            let a = a.mask(cx);
             let mut result = 0;
-            for &here in list {
-                let yes = votes & here;
-                let holds = match what {
-                    Vote::All => yes == here,
-                    Vote::Any => yes != 0,
-                    Vote::Uni => yes == here || yes == 0,
+            for party in parties.iter() {
+                let (all, none) = (a & party == party, a & party == 0);
+                let holds = match mode {
+                    Vote::All => all,
+                    Vote::Any => !none,
+                    Vote::Uni => all || none,
                 };
-                result |= if holds { here } else { 0 };
+                result |= if holds { party } else { 0 };
             }
-            if let Some(dst) = dst {
-                cx.set_pred(*dst, result);
+            if let Some(d) = d {
+                cx.set_pred(*d, result);
             }
         }
-        WarpOp::Ballot { dst, pred, .. } => {
-            let votes = cx.pred(*pred);
-            let values = by_exchange(list, |here| votes & here);
-            cx.set32(*dst, &values);
+        WarpOp::Ballot { d, a, .. } => {
+            let a = a.mask(cx);
+            let mut out = [0; LANES];
+            for party in parties.iter() {
+                lanes(party).for_each(|i| out[i] = a & party);
+            }
+            cx.set32(*d, &out);
         }
-        WarpOp::Match { all, dst, same, value, .. } => {
-            let values = cx.get64(value);
-            let mut result = [0; LANES];
-            let mut agree = 0;
-            for &here in list {
-                for lane in lanes(here) {
-                    let equal = lanes(here).filter(|&i| values[i] == values[lane]).fold(0, |m: Mask, i| m | 1 << i);
-                    if !all {
-                        result[lane] = equal;
-                    } else if equal == here {
-                        result[lane] = here;
-                        agree |= 1 << lane;
+        WarpOp::Match { all, d, p, a, .. } => {
+            let a = cx.get64(a);
+            let mut out = [0; LANES];
+            let mut agreed = 0;
+            for party in parties.iter() {
+                for i in lanes(party) {
+                    let equal = lanes(party).filter(|&j| a[j] == a[i]).fold(0, |mask: Mask, j| mask | 1 << j);
+                    if !all || equal == party {
+                        out[i] = equal;
+                        agreed |= 1 << i;
                     }
                 }
             }
-            cx.set32(*dst, &result);
-            if let Some(same) = same {
-                cx.set_pred(*same, agree);
+            cx.set32(*d, &out);
+            if let Some(p) = p {
+                cx.set_pred(*p, agreed);
             }
         }
-        WarpOp::Redux { op, dst, value, .. } => {
-            let values = cx.get32(value);
-            let combine = |a: u32, b: u32| match op {
-                Redux::Add => a.wrapping_add(b),
-                Redux::MinU => a.min(b),
-                Redux::MinS => (a as i32).min(b as i32) as u32,
-                Redux::MaxU => a.max(b),
-                Redux::MaxS => (a as i32).max(b as i32) as u32,
-                Redux::And => a & b,
-                Redux::Or => a | b,
-                Redux::Xor => a ^ b,
-            };
-            let result = by_exchange(list, |here| lanes(here).map(|i| values[i]).reduce(combine).unwrap_or(0));
-            cx.set32(*dst, &result);
+        WarpOp::Reduce { op, d, a, .. } => {
+            let a = cx.get32(a);
+            let mut out = [0; LANES];
+            for party in parties.iter() {
+                let result = lanes(party).map(|i| a[i]).reduce(|x, y| op.combine(x, y)).unwrap_or(0);
+                lanes(party).for_each(|i| out[i] = result);
+            }
+            cx.set32(*d, &out);
         }
-        WarpOp::Elect { dst, leader, .. } => {
-            // The manual leaves open which lane it is; the lowest, as on hardware so far.
-            let result = by_exchange(list, Mask::trailing_zeros);
-            cx.set32(*dst, &result);
-            if let Some(leader) = leader {
-                let elected = list.iter().fold(0, |m, here| m | (here & here.wrapping_neg()));
-                cx.set_pred(*leader, elected);
+        WarpOp::Elect { d, p, .. } => {
+            // Which member is left open by the manual: the lowest.
+            let mut out = [0; LANES];
+            let mut elected = 0;
+            for party in parties.iter() {
+                lanes(party).for_each(|i| out[i] = party.trailing_zeros());
+                elected |= party & party.wrapping_neg();
+            }
+            cx.set32(*d, &out);
+            if let Some(p) = p {
+                cx.set_pred(*p, elected);
             }
         }
+        WarpOp::ActiveMask { .. } => {}
     }
     Ok(Step::Next)
 }
 
-/// One value for each exchange, in its lanes.
-fn by_exchange(list: &[Mask], value: impl Fn(Mask) -> u32) -> Lanes32 {
-    let mut result = [0; LANES];
-    for &here in list {
-        let value = value(here);
-        for lane in lanes(here) {
-            result[lane] = value;
+impl Reduce {
+    fn combine(self, x: u32, y: u32) -> u32 {
+        match self {
+            Reduce::Add => x.wrapping_add(y),
+            Reduce::MinS => (x as i32).min(y as i32) as u32,
+            Reduce::MinU => x.min(y),
+            Reduce::MaxS => (x as i32).max(y as i32) as u32,
+            Reduce::MaxU => x.max(y),
+            Reduce::And => x & y,
+            Reduce::Or => x | y,
+            Reduce::Xor => x ^ y,
         }
     }
-    result
 }
 
-fn shuffle(
-    cx: &mut Cx<'_>,
-    list: &[Mask],
-    mode: Shuffle,
-    (dst, inside): (Reg, Option<u32>),
-    [value, distance, clamp]: [&Src; 3],
-) -> Exec {
-    let (values, distances, clamps) = (cx.get32(value), cx.get32(distance), cx.get32(clamp));
-    let mut result = [0; LANES];
-    let mut in_range: Mask = 0;
-    for &here in list {
-        for lane in lanes(here) {
-            let (l, b, c) = (lane as i32, (distances[lane] & 31) as i32, clamps[lane]);
-            let segment = ((c >> 8) & 31) as i32;
-            let most = (l & segment) | ((c & 31) as i32 & !segment);
-            let (from, ok) = match mode {
-                Shuffle::Up => (l - b, l - b >= most),
-                Shuffle::Down => (l + b, l + b <= most),
-                Shuffle::Bfly => (l ^ b, (l ^ b) <= most),
-                Shuffle::Idx => {
-                    let j = (l & segment) | (b & !segment);
-                    (j, j <= most)
-                }
-            };
-            let from = if ok { from as usize } else { lane };
-            in_range |= Mask::from(ok) << lane;
-            if here & (1 << from) == 0 {
-                return Err(Fault::at(
-                    Kind::Divergence,
-                    lane,
-                    format!(
-                        "shfl reads lane {from}, which does not take part: the value is undefined (taking part: {here:#010x})"
-                    ),
-                ));
-            }
-            result[lane] = values[from];
+/// `shfl.sync` (section 9.7.9.6). A lane that reads one outside of its party (it is not a member, or has exited) gets a value that nothing wrote,
+/// which is reported where it is used: code that tests the source lane afterwards does nothing wrong.
+fn exchange(cx: &mut Cx<'_>, parties: &Parties, mode: Shuffle, d: Reg, p: Option<u32>, [a, b, c]: [&Src; 3]) {
+    let (values, b_values, c_values) = (cx.get32(a), cx.get32(b), cx.get32(c));
+    let mut sources: [usize; LANES] = std::array::from_fn(|i| i);
+    let mut in_range = 0;
+    for lane in 0..LANES as u32 {
+        let (b, clamp) = (b_values[lane as usize] & 31, c_values[lane as usize] & 31);
+        let segment = c_values[lane as usize] >> 8 & 31;
+        let least = lane & segment;
+        let most = least | (clamp & !segment);
+        let (source, valid) = match mode {
+            Shuffle::Up => (lane.wrapping_sub(b), lane >= b && lane - b >= most),
+            Shuffle::Down => (lane + b, lane + b <= most),
+            Shuffle::Bfly => (lane ^ b, lane ^ b <= most),
+            Shuffle::Idx => (least | (b & !segment), least | (b & !segment) <= most),
+        };
+        if valid {
+            sources[lane as usize] = source as usize;
+            in_range |= 1 << lane;
         }
     }
-    cx.set32(dst, &result);
-    if let Some(inside) = inside {
-        cx.set_pred(inside, in_range);
+    let mut out: Lanes32 = [0; LANES];
+    let mut reachable = 0;
+    for party in parties.iter() {
+        for i in lanes(party) {
+            out[i] = values[sources[i]];
+            reachable |= (party >> sources[i] & 1) << i;
+        }
     }
-    Ok(())
+    if cx.env.config.checks.uninitialized {
+        let defined = |src: &Src| match src {
+            Src::Reg(reg) => cx.warp.regs.defined(reg.slot),
+            _ => Mask::MAX,
+        };
+        let written = defined(a);
+        let arrived = mask_of(|i| written >> sources[i] & 1 == 1);
+        let result = arrived & reachable & defined(b) & defined(c);
+        cx.warp.exchange.result_defined = Some(result);
+        let readers = cx.mask & !reachable;
+        let slot = cx.warp.regs.absolute(d.slot);
+        let absent = &mut cx.warp.exchange.absent;
+        absent.retain(|a| a.slot != slot || a.readers & !cx.mask != 0);
+        if readers != 0 {
+            absent.push(Absent { slot, readers, from: sources.map(|lane| lane as u8), line: cx.instr.span.line });
+        }
+    }
+    cx.set32(d, &out);
+    if let Some(p) = p {
+        cx.set_pred(p, in_range);
+    }
 }
