@@ -7,25 +7,24 @@ use ptx_emu::tma::{self, Tiled};
 use ptx_emu::{Arg, EventId, LaunchError, Loaded, MOST_SHARED, Machine, MemoryError, Module, Report, Shape, StreamId};
 use std::any::Any;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use ptx_emu::Config as EmulatorConfig;
+pub use ptx_emu::{Checks as EmulatorChecks, Config as EmulatorConfig, Fp8Accumulation};
 
-/// What all devices of a machine share. Handles count from 1 over all of them.
+/// What all devices of a machine share.
 #[derive(Debug, Default)]
 struct Tables {
     streams: HashMap<Handle, StreamId>,
     events: HashMap<Handle, EventId>,
     modules: HashMap<Handle, Arc<(Module, Loaded)>>,
     kernels: HashMap<Handle, (Arc<(Module, Loaded)>, String)>,
-    next: Handle,
 }
 
-impl Tables {
-    fn handle(&mut self) -> Handle {
-        self.next += 1;
-        self.next
-    }
+/// A handle that no machine has given out before: one machine's mean nothing to another.
+fn new_handle() -> Handle {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 #[derive(Debug)]
@@ -132,7 +131,7 @@ impl Driver for Emulator {
     fn stream_create(&self) -> Result<Handle> {
         let stream = self.machine.stream(self.device).map_err(driver("stream"))?;
         let mut tables = self.tables();
-        let handle = tables.handle();
+        let handle = new_handle();
         tables.streams.insert(handle, stream);
         Ok(handle)
     }
@@ -150,7 +149,7 @@ impl Driver for Emulator {
     fn event_create(&self, _timing: bool) -> Result<Handle> {
         let event = self.machine.event();
         let mut tables = self.tables();
-        let handle = tables.handle();
+        let handle = new_handle();
         tables.events.insert(handle, event);
         Ok(handle)
     }
@@ -202,7 +201,7 @@ impl Driver for Emulator {
         let module = Module::parse(ptx).map_err(|e| Error::Module { message: e.to_string() })?;
         let loaded = self.machine.load(&module, self.device).map_err(|e| Error::Module { message: e.to_string() })?;
         let mut tables = self.tables();
-        let handle = tables.handle();
+        let handle = new_handle();
         tables.modules.insert(handle, Arc::new((module, loaded)));
         Ok(handle)
     }
@@ -229,7 +228,7 @@ impl Driver for Emulator {
             cluster: of.0.required_cluster(name),
             registers: None,
         };
-        let handle = tables.handle();
+        let handle = new_handle();
         tables.kernels.insert(handle, (of, name.into()));
         Ok((handle, info))
     }

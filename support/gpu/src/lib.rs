@@ -75,7 +75,7 @@ mod tensor_map;
 pub use buffer::{Buffer, DevicePtr, Pinned};
 pub use device::{Backend, Device, DeviceInfo, Kernel, KernelInfo, Module};
 #[cfg(feature = "emulator")]
-pub use emulator::EmulatorConfig;
+pub use emulator::{EmulatorChecks, EmulatorConfig, Fp8Accumulation};
 pub use error::{Error, Result};
 pub use stream::{Args, Event, LaunchConfig, Stream};
 pub use tensor_map::{L2Promotion, OutOfBoundsFill, Swizzle, TensorMap, TensorMapDesc, TensorType};
