@@ -1,7 +1,8 @@
-//! Damaged PTX of every kind: the parser answers with a module or with an error inside the text, and soon.
+//! Damaged PTX of every kind: parser and decoder answer with a module or with an error inside the text, and soon.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
+use ptx_emu::Module;
 use ptx_emu::parse::{parse, parse_bytes};
 use std::sync::LazyLock;
 
@@ -121,13 +122,19 @@ impl Damage {
     }
 }
 
-/// Parses; an error must name a place in the text, or the one behind its end.
-fn check(text: &[u8]) {
-    let Err(error) = parse_bytes(text) else { return };
-    let lines: Vec<&[u8]> = text.split(|&c| c == b'\n').collect();
+/// Parses, and decodes what parses; an error must name a place in the text, or the one behind its end.
+fn check(bytes: &[u8]) {
+    let parsed = parse_bytes(bytes);
+    assert!(parsed.as_ref().err().is_none_or(|error| error.message.len() < 300), "a long message: {parsed:?}");
+    let decoded = parsed.and_then(|_| match std::str::from_utf8(bytes) {
+        Ok(text) => Module::parse(text).map(drop),
+        Err(_) => panic!("bytes that are no text have parsed"),
+    });
+    let Err(error) = decoded else { return };
+    let lines: Vec<&[u8]> = bytes.split(|&c| c == b'\n').collect();
     let line = lines.get(error.line as usize - 1).unwrap_or_else(|| panic!("no such line: {error}"));
     assert!(error.column >= 1 && error.column as usize <= line.len() + 1, "no such column: {error}");
-    assert!(!error.message.is_empty() && error.message.len() < 300, "{error}");
+    assert!(!error.message.is_empty(), "{error}");
 }
 
 proptest! {
