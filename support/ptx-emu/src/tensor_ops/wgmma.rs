@@ -10,14 +10,14 @@ use std::collections::VecDeque;
 use super::flight::Issued;
 use super::{TensorOp, accumulation, accumulator, multiplicand, shape, take_satfinite};
 use crate::ast::{Instruction, Operand, Type};
-use crate::cx::Cx;
+use crate::cx::{Cx, SHARED_START};
 use crate::decode::{Decoder, Result};
 use crate::fault::{Exec, Fault};
 use crate::isa::{PredSrc, Reg, Src};
 use crate::race::{AccessKind, AgentKind, Proxy, Space};
 use crate::regs::Mask;
 use crate::report::Kind;
-use crate::tensor::wgmma::{Form, WARP_ROWS, Wgmma};
+use crate::tensor::wgmma::{Descriptor, Form, WARP_ROWS, Wgmma};
 use crate::tensor::{PreparedB, Register};
 use std::ops::Range;
 
@@ -225,6 +225,14 @@ impl WgmmaOp {
             MatrixA::Registers(_) => None,
         };
         let b_descriptor = cx.uniform(&cx.get64(&self.b), "the matrix descriptor of B")?;
+        for (operand, descriptor) in [("A", a_descriptor), ("B", Some(b_descriptor))] {
+            let Some(descriptor) = descriptor else { continue };
+            let start = Descriptor::decode(descriptor, operand)?.start;
+            if start < SHARED_START {
+                let message = format!("operand {operand} starts at shared address {start:#x}, before the first variable");
+                return Err(Fault::new(Kind::OutOfBounds, message));
+            }
+        }
         self.take_registers(cx, scale_d)?;
         let key = Key { site: cx.site, a: a_descriptor.unwrap_or(0), b: b_descriptor, scale_d };
         let number = cx.warp.tensor.issued;
