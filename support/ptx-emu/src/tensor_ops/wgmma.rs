@@ -14,7 +14,7 @@ use crate::cx::{Cx, SHARED_START};
 use crate::decode::{Decoder, Result};
 use crate::fault::{Exec, Fault};
 use crate::isa::{PredSrc, Reg, Src};
-use crate::race::{AccessKind, AgentKind, Proxy, Space};
+use crate::race::{AccessKind, AgentAccess, AgentKind, Proxy, Sem, Space};
 use crate::regs::Mask;
 use crate::report::Kind;
 use crate::tensor::wgmma::{Descriptor, Form, WARP_ROWS, Wgmma};
@@ -380,19 +380,23 @@ impl WgmmaOp {
         }
         let (Some(race), site) = (race, cx.site) else { return Ok(()) };
         let Some(detector) = cx.detector.as_deref_mut() else { return Ok(()) };
+        let issuer = [(race, Mask::MAX)];
         let agent = match *cx.warp.tensor.agent() {
             Some(agent) => {
-                detector.race.agent_reissue(agent)?;
+                detector.race.agent_reissue(agent, &issuer)?;
                 agent
             }
-            None => detector.race.agent_issue(AgentKind::Wgmma, Proxy::Async, &[(race, Mask::MAX)], false)?,
+            None => detector.race.agent_issue(AgentKind::Wgmma, Proxy::Async, &issuer, false)?,
         };
         *cx.warp.tensor.agent() = Some(agent);
-        for range in operands.iter().flat_map(|operand| &operand.1) {
-            let length = u64::from(range.end - range.start);
-            let space = Space::Shared(race.block);
-            detector.race.agent_access(agent, space, u64::from(range.start), length, AccessKind::Read, site)?;
-        }
+        let space = Space::Shared(race.block);
+        let access = AgentAccess { space, kind: AccessKind::Read, sem: Sem::WEAK, element: 1, site };
+        let ranges: Vec<(u64, u64)> = operands
+            .iter()
+            .flat_map(|operand| &operand.1)
+            .map(|range| (u64::from(range.start), u64::from(range.end - range.start)))
+            .collect();
+        detector.race.agent_access(agent, &access, &ranges)?;
         Ok(())
     }
 }
