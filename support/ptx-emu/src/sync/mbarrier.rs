@@ -425,12 +425,11 @@ fn wait(cx: &mut Cx<'_>, at: &SharedAddr, done: Option<u32>, what: &Src, parity:
                 (object.phase.completed_since(state), state.parity())
             };
             if let (Some(detector), Some(warp), Some(owner)) = (detector, warp, owner) {
-                let passed = complete == Some(true);
-                let relaxed = sem.order == Order::Relaxed;
+                let learns = complete == Some(true) && sem.order != Order::Relaxed;
                 let address = u64::from(place.address);
-                detector.race.mbarrier_wait(&mut object.sync, owner, address, warp, same, passed, relaxed, site)?;
-                if passed && sem.scope == Scope::Cluster {
-                    detector.race.mbarrier_wait(&mut object.remote, owner, address, warp, same, passed, relaxed, site)?;
+                detector.race.mbarrier_wait(&mut object.sync, owner, address, warp, same, learns, site)?;
+                if learns && sem.scope == Scope::Cluster {
+                    detector.race.mbarrier_wait(&mut object.remote, owner, address, warp, same, learns, site)?;
                 }
             }
             if complete == Some(true) && object.landed != Some(object.phase.phase) {
@@ -471,7 +470,7 @@ pub fn complete(
     place: Place,
     agents: &[AgentId],
     landed: Option<u32>,
-    (what, site): (&str, u32),
+    what: &str,
 ) -> Exec {
     if blocks[place.rank].live_threads == 0 {
         let message = format!("{what} completes on {}, which has exited", name(place));
@@ -496,7 +495,7 @@ pub fn complete(
         }
         if let (Some(detector), Some(owner)) = (detector, owner) {
             for &agent in agents {
-                detector.race.mbarrier_complete(&mut object.sync, owner, u64::from(place.address), agent, site)?;
+                detector.race.mbarrier_complete(&mut object.sync, owner, u64::from(place.address), agent)?;
             }
         }
         let result = if landed.is_some() { object.phase.complete_tx(bytes) } else { object.phase.arrive(1, false, false) };
