@@ -39,7 +39,7 @@ impl Detector {
         if parts.is_empty() {
             return misuse("an asynchronous operation without an issuer");
         }
-        match self.agents.insert(kind, proxy, per_lane, issuers.to_vec(), parts) {
+        match self.agents.insert(kind, proxy, per_lane, parts) {
             Some(id) => Ok(id),
             None => Err(Box::new(Report::Exhausted("numbers for asynchronous operations"))),
         }
@@ -69,10 +69,9 @@ impl Detector {
     ///
     /// # Errors
     /// An agent that does not exist, issuers that do not run; numbers used up.
-    pub fn agent_reissue(&mut self, agent: AgentId) -> Outcome {
+    pub fn agent_reissue(&mut self, agent: AgentId, issuers: &[(Warp, u32)]) -> Outcome {
         self.tick()?;
-        let Some(a) = self.agents.get(agent) else { return misuse("no such asynchronous operation") };
-        let mut parts = self.parts(&a.issuers)?;
+        let mut parts = self.parts(issuers)?;
         let Some(a) = self.agents.get_mut(agent) else { return misuse("no such asynchronous operation") };
         for old in &a.parts {
             let again: u32 = parts.iter().filter(|p| p.knowledge.uid == old.knowledge.uid).map(|p| p.lanes).sum();
@@ -84,25 +83,16 @@ impl Detector {
         Ok(())
     }
 
-    /// The agent reads or writes `len` bytes in a row.
-    ///
-    /// # Errors
-    /// As [`Detector::agent_access_ranges`].
-    pub fn agent_access(&mut self, agent: AgentId, space: Space, address: u64, len: u64, kind: AccessKind, site: u32) -> Outcome {
-        let access = AgentAccess { space, kind, sem: Sem::WEAK, element: 1, site };
-        self.agent_access_ranges(agent, &access, &[(address, len)])
-    }
-
-    /// The agent reads or writes ranges of bytes (address, length), as one event.
+    /// The agent reads or writes ranges of bytes (address, length).
     ///
     /// # Errors
     /// A race, or a missing proxy fence; an agent or block that does not exist; events beyond what can be numbered.
-    pub fn agent_access_ranges(&mut self, agent: AgentId, access: &AgentAccess, ranges: &[(u64, u64)]) -> Outcome {
+    pub fn agent_access(&mut self, agent: AgentId, access: &AgentAccess, ranges: &[(u64, u64)]) -> Outcome {
         let now = self.tick()?;
         let owner = self.owner(access.space)?;
         let Detector { shared, global, pool, agents, fences, launches, options, .. } = self;
         let Some(a) = agents.get_mut(agent) else { return misuse("no such asynchronous operation") };
-        (a.last, a.site) = (now, access.site);
+        a.last = now;
         let Some(a) = agents.get(agent) else { return misuse("no such asynchronous operation") };
         let views: Vec<_> = a.parts.iter().map(|p| p.knowledge.view(&p.cluster, p.device)).collect();
         let mut check = Check::new(
@@ -141,7 +131,7 @@ impl Detector {
         let owner = self.owner(access.space)?;
         let Detector { shared, global, pool, agents, fences, launches, options, .. } = self;
         let Some(a) = agents.get_mut(agent) else { return misuse("no such asynchronous operation") };
-        (a.last, a.site) = (now, access.site);
+        a.last = now;
         let Some(a) = agents.get(agent) else { return misuse("no such asynchronous operation") };
         let shadow = match owner {
             Some((slot, _)) => &mut shared[slot],

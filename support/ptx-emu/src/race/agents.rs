@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::clock::{Span, Time};
 use super::shadow::Record;
-use super::types::{AgentId, AgentKind, Observe, Proxy, Warp};
+use super::types::{AgentId, AgentKind, Observe, Proxy};
 use super::view::{Knowledge, View};
 
 /// Issuers of an agent: lanes of a warp that knew the same.
@@ -37,13 +37,10 @@ pub(super) struct Agent {
     pub kind: AgentKind,
     pub proxy: Proxy,
     pub per_lane: bool,
-    /// As given at the issue.
-    pub issuers: Vec<(Warp, u32)>,
     /// One for each group of issuing lanes that know the same.
     pub parts: Vec<Part>,
-    /// Time and site of the last access.
+    /// Time of the last access.
     pub last: Time,
-    pub site: u32,
     pub observations: Vec<Observation>,
 }
 
@@ -123,14 +120,7 @@ impl Agents {
         self.len() >= self.threshold.max(FEW)
     }
 
-    pub fn insert(
-        &mut self,
-        kind: AgentKind,
-        proxy: Proxy,
-        per_lane: bool,
-        issuers: Vec<(Warp, u32)>,
-        parts: Vec<Part>,
-    ) -> Option<AgentId> {
+    pub fn insert(&mut self, kind: AgentKind, proxy: Proxy, per_lane: bool, parts: Vec<Part>) -> Option<AgentId> {
         let mut agent = Agent {
             generation: 0,
             used: true,
@@ -139,10 +129,8 @@ impl Agents {
             kind,
             proxy,
             per_lane,
-            issuers,
             parts,
             last: 0,
-            site: 0,
             observations: Vec::new(),
         };
         match self.free.pop() {
@@ -192,7 +180,6 @@ impl Agents {
         for (slot, a) in self.table.iter_mut().enumerate() {
             if a.used && a.retired && !a.marked {
                 a.used = false;
-                a.issuers = Vec::new();
                 a.parts = Vec::new();
                 a.observations = Vec::new();
                 // A slot whose generations are used up is never used again.

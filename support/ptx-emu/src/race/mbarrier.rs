@@ -13,11 +13,6 @@ impl MbarrierSync {
         Self::default()
     }
 
-    /// What the last completed phase released.
-    pub fn completed(&self) -> &super::SyncVar {
-        &self.completed
-    }
-
     /// The running phase is complete; the next begins.
     pub fn complete_phase(&mut self) {
         self.completed = std::mem::take(&mut self.current);
@@ -78,7 +73,14 @@ impl Detector {
     /// # Errors
     /// A race: the initialisation is not visible to the operation's issuer; an agent or block that does not exist; events beyond
     /// what can be numbered.
-    pub fn mbarrier_complete(&mut self, state: &mut MbarrierSync, owner: BlockId, address: u64, agent: AgentId) -> Outcome {
+    pub fn mbarrier_complete(
+        &mut self,
+        state: &mut MbarrierSync,
+        owner: BlockId,
+        address: u64,
+        agent: AgentId,
+        site: u32,
+    ) -> Outcome {
         let now = self.tick()?;
         let slot = self.block_index(owner)?;
         let Detector { blocks, shared, pool, agents, fences, launches, options, .. } = self;
@@ -96,13 +98,8 @@ impl Detector {
             launches,
             options.issuer_proxy_fence,
         );
-        let x = Record {
-            who: agent.slot,
-            time: now,
-            site: a.site,
-            mask: 1,
-            attr: Attr::new(0xf, Shape::Whole, true, Class::MBARRIER, true),
-        };
+        let x =
+            Record { who: agent.slot, time: now, site, mask: 1, attr: Attr::new(0xf, Shape::Whole, true, Class::MBARRIER, true) };
         for at in [address & !3, (address & !3) + SIZE / 2] {
             let (page, side) = shared[slot].page(Shadow::page_of(at), pool);
             check.visit(&mut page[Shadow::word_of(at)], side, &x, at, false);
@@ -120,8 +117,7 @@ impl Detector {
     }
 
     /// `test_wait` or `try_wait` of these lanes on one object; `passed`: it returned true, so that the lanes learn what the
-    /// completed phase released. (A `.relaxed` wait passes false, and gives [`MbarrierSync::completed`] to
-    /// [`Detector::acquire_relaxed`].)
+    /// completed phase released (with `relaxed`, at their next acquire fence).
     ///
     /// # Errors
     /// As [`Detector::mbarrier_arrive`].
@@ -133,10 +129,13 @@ impl Detector {
         warp: Warp,
         mask: u32,
         passed: bool,
+        relaxed: bool,
         site: u32,
     ) -> Outcome {
         let outcome = self.mbarrier_op(warp, mask, owner, address, Class::MBARRIER, false, site);
-        if passed {
+        if passed && relaxed {
+            self.acquire_relaxed(warp, mask, &state.completed)?;
+        } else if passed {
             self.acquire(warp, mask, &mut state.completed)?;
         }
         outcome

@@ -383,7 +383,7 @@ impl WgmmaOp {
         let issuer = [(race, Mask::MAX)];
         let agent = match *cx.warp.tensor.agent() {
             Some(agent) => {
-                detector.race.agent_reissue(agent)?;
+                detector.race.agent_reissue(agent, &issuer)?;
                 agent
             }
             None => detector.race.agent_issue(AgentKind::Wgmma, Proxy::Async, &issuer, false)?,
@@ -396,7 +396,7 @@ impl WgmmaOp {
             .flat_map(|operand| &operand.1)
             .map(|range| (u64::from(range.start), u64::from(range.end - range.start)))
             .collect();
-        detector.race.agent_access_ranges(agent, &access, &ranges)?;
+        detector.race.agent_access(agent, &access, &ranges)?;
         Ok(())
     }
 }

@@ -29,9 +29,9 @@ impl Pipe {
         let (p, s, b) = (t.warp(0, 0), t.shared(0), t.blocks[0]);
         t.d.mbarrier_arrive(&mut self.bar, b, BAR, p, 1, false, 2).map_err(|r| *r)?;
         let g = t.d.agent_issue(AgentKind::Tensor, Proxy::Async, &[(p, 1)], false).unwrap();
-        t.d.agent_access(g, Space::Global, 4096, 256, Read, 77).map_err(|r| *r)?;
-        let outcome = t.d.agent_access(g, s, 0, 256, Write, 77).map_err(|r| *r);
-        t.d.mbarrier_complete(&mut self.bar, b, BAR, g).map_err(|r| *r)?;
+        t.d.agent_access(g, &copy(Space::Global, Read), &[(4096, 256)]).map_err(|r| *r)?;
+        let outcome = t.d.agent_access(g, &copy(s, Write), &[(0, 256)]).map_err(|r| *r);
+        t.d.mbarrier_complete(&mut self.bar, b, BAR, g, 3).map_err(|r| *r)?;
         t.d.agent_retire(g);
         self.bar.complete_phase();
         outcome
@@ -39,7 +39,7 @@ impl Pipe {
 
     fn wait(&mut self, warp: u32, passed: bool) -> Checked {
         let (w, b) = (self.t.warp(0, warp), self.t.blocks[0]);
-        self.t.d.mbarrier_wait(&mut self.bar, b, BAR, w, ALL, passed, 4).map_err(|r| *r)
+        self.t.d.mbarrier_wait(&mut self.bar, b, BAR, w, ALL, passed, false, 4).map_err(|r| *r)
     }
 }
 
@@ -95,11 +95,11 @@ fn an_issuer_does_not_pass_later_writes_to_its_operation() {
     t.write(w, 1, s, 0).unwrap();
     t.d.fence_proxy_async(w, 1, ProxyFence::SHARED_CTA).unwrap();
     let g = t.d.agent_issue(AgentKind::Bulk, Proxy::Async, &[(w, 1)], false).unwrap();
-    t.d.agent_access(g, s, 0, 4, Read, 77).unwrap();
+    t.d.agent_access(g, &copy(s, Read), &[(0, 4)]).unwrap();
     // Written after the issue, before the wait: seen from either side.
     assert_eq!(kind(t.write(w, 1, s, 0)), Some(RaceKind::Unordered));
     t.write(w, 1, s, 64).unwrap();
-    let late = t.d.agent_access(g, s, 64, 4, Read, 77).map_err(|r| *r);
+    let late = t.d.agent_access(g, &copy(s, Read), &[(64, 4)]).map_err(|r| *r);
     assert_eq!(kind(late), Some(RaceKind::Unordered));
 }
 
@@ -111,8 +111,8 @@ fn waiting_for_reads_frees_the_source_but_does_not_show_the_writes() {
         t.write(w, 1, s, 0).unwrap();
         t.d.fence_proxy_async(w, ALL, ProxyFence::ALL).unwrap();
         let g = t.d.agent_issue(AgentKind::Bulk, Proxy::Async, &[(w, 1)], false).unwrap();
-        t.d.agent_access(g, s, 0, 128, Read, 77).unwrap();
-        t.d.agent_access(g, Space::Global, 0, 128, Write, 77).unwrap();
+        t.d.agent_access(g, &copy(s, Read), &[(0, 128)]).unwrap();
+        t.d.agent_access(g, &copy(Space::Global, Write), &[(0, 128)]).unwrap();
         t.d.agent_observe(g, w, ALL, what).unwrap();
         t.barrier(0);
         t.write(v, ALL, s, 0).unwrap();
@@ -161,7 +161,7 @@ fn generic_writes_need_the_writers_proxy_fence() {
                 t.d.fence_proxy_async(w, ALL, ProxyFence::ALL).unwrap();
             }
             let g = t.d.agent_issue(AgentKind::Bulk, Proxy::Async, &[(w, 1)], false).unwrap();
-            let outcome = t.d.agent_access(g, s, 0, 128, by, 77).map_err(|r| *r);
+            let outcome = t.d.agent_access(g, &copy(s, by), &[(0, 128)]).map_err(|r| *r);
             assert_eq!(kind(outcome), expected, "{fence:?} {by:?}");
         }
     }
@@ -172,7 +172,7 @@ fn generic_writes_need_the_writers_proxy_fence() {
     t.barrier(0);
     t.d.fence_proxy_async(t.warp(0, 0), 1, ProxyFence::ALL).unwrap();
     let g = t.d.agent_issue(AgentKind::Bulk, Proxy::Async, &[(t.warp(0, 0), 1)], false).unwrap();
-    t.d.agent_access(g, t.shared(0), 0, 128, Read, 77).unwrap();
+    t.d.agent_access(g, &copy(t.shared(0), Read), &[(0, 128)]).unwrap();
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn a_proxy_fence_after_the_release_is_not_known() {
     t.d.fence_proxy_async(v, ALL, ProxyFence::ALL).unwrap();
     t.d.acquire(w, ALL, &mut var).unwrap();
     let g = t.d.agent_issue(AgentKind::Bulk, Proxy::Async, &[(w, 1)], false).unwrap();
-    let outcome = t.d.agent_access(g, s, 0, 128, Read, 77).map_err(|r| *r);
+    let outcome = t.d.agent_access(g, &copy(s, Read), &[(0, 128)]).map_err(|r| *r);
     assert_eq!(kind(outcome), Some(RaceKind::MissingProxyFence));
 }
 
@@ -196,11 +196,11 @@ fn no_proxy_fence_is_needed_over_reads_between_launches_or_after_async_writes() 
     t.read(v, ALL, s, 0).unwrap();
     t.barrier(0);
     let g = t.d.agent_issue(AgentKind::Bulk, Proxy::Async, &[(w, 1)], false).unwrap();
-    t.d.agent_access(g, s, 0, 128, Write, 77).unwrap();
+    t.d.agent_access(g, &copy(s, Write), &[(0, 128)]).unwrap();
     t.d.agent_observe(g, w, 1, Observe::All).unwrap();
     t.barrier(0);
     let h = t.d.agent_issue(AgentKind::Bulk, Proxy::Async, &[(w, 1)], false).unwrap();
-    t.d.agent_access(h, s, 0, 128, Read, 77).unwrap();
+    t.d.agent_access(h, &copy(s, Read), &[(0, 128)]).unwrap();
     // An earlier launch's writes to global memory, and the host's.
     let mut d = Detector::new();
     d.host_access(4096, 128, Write, 0).unwrap();
@@ -209,11 +209,11 @@ fn no_proxy_fence_is_needed_over_reads_between_launches_or_after_async_writes() 
         let l = d.launch_begin(0, 1, 32, &after).unwrap();
         let w = Warp { block: d.cluster_begin(l, &[0]).unwrap()[0], index: 0 };
         let g = d.agent_issue(AgentKind::Tensor, Proxy::Async, &[(w, 1)], false).unwrap();
-        d.agent_access_ranges(g, &copy(Space::Global, Read), &[(0, 128), (4096, 128)]).unwrap();
+        d.agent_access(g, &copy(Space::Global, Read), &[(0, 128), (4096, 128)]).unwrap();
         d.agent_observe(g, w, 1, Observe::All).unwrap();
         d.access_range(w, 0, Space::Global, 0, 128, Write, 0).unwrap();
         let again = d.agent_issue(AgentKind::Tensor, Proxy::Async, &[(w, 1)], false).unwrap();
-        let outcome = d.agent_access(again, Space::Global, 0, 128, Read, 77).map_err(|r| *r);
+        let outcome = d.agent_access(again, &copy(Space::Global, Read), &[(0, 128)]).map_err(|r| *r);
         assert_eq!(kind(outcome), Some(RaceKind::MissingProxyFence));
         d.block_end(w.block).unwrap();
         d.launch_end(l).unwrap();
@@ -227,7 +227,7 @@ fn a_store_that_nobody_waited_for_is_complete_when_its_launch_is() {
     let l = d.launch_begin(0, 1, 32, &[]).unwrap();
     let w = Warp { block: d.cluster_begin(l, &[0]).unwrap()[0], index: 0 };
     let g = d.agent_issue(AgentKind::Tensor, Proxy::Async, &[(w, 1)], false).unwrap();
-    d.agent_access(g, Space::Global, 0, 128, Write, 77).unwrap();
+    d.agent_access(g, &copy(Space::Global, Write), &[(0, 128)]).unwrap();
     d.block_end(w.block).unwrap();
     d.launch_end(l).unwrap();
     for (after, ordered) in [(vec![], false), (vec![l], true)] {
@@ -247,7 +247,7 @@ fn an_mbarrier_must_be_initialised_before_it_is_used() {
     let mut bar = MbarrierSync::new();
     t.d.mbarrier_init(a, 0, block, BAR, 1).unwrap();
     t.d.mbarrier_arrive(&mut bar, block, BAR, a, 1, false, 2).unwrap();
-    let outcome = t.d.mbarrier_wait(&mut bar, block, BAR, b, ALL, false, 3).map_err(|r| *r);
+    let outcome = t.d.mbarrier_wait(&mut bar, block, BAR, b, ALL, false, false, 3).map_err(|r| *r);
     assert_eq!(kind(outcome), Some(RaceKind::MbarrierInit));
     // Another lane of the same warp, without bar.warp.sync.
     let mut t = Bench::new(1, 64);
@@ -269,7 +269,7 @@ fn an_mbarrier_must_be_initialised_before_it_is_used() {
         t.d.acquire(b, ALL, &mut phase).unwrap();
         let mut bar = MbarrierSync::new();
         let g = t.d.agent_issue(AgentKind::Bulk, Proxy::Async, &[(b, 1)], false).unwrap();
-        let outcome = t.d.mbarrier_complete(&mut bar, t.blocks[0], BAR, g).map_err(|r| *r);
+        let outcome = t.d.mbarrier_complete(&mut bar, t.blocks[0], BAR, g, 1).map_err(|r| *r);
         assert_eq!(kind(outcome), (!sync).then_some(RaceKind::MbarrierInit));
         // It releases nothing else.
         assert_eq!(kind(t.read(b, ALL, t.shared(0), 0)), Some(RaceKind::Unordered));
@@ -286,7 +286,7 @@ fn mbarrier_operations_do_not_race_among_themselves_but_with_other_uses_of_the_b
     for round in 0..3 {
         for w in 0..4 {
             t.d.mbarrier_arrive(&mut bar, block, BAR, t.warp(0, w), ALL, round == 1, 2).unwrap();
-            t.d.mbarrier_wait(&mut bar, block, BAR, t.warp(0, w), ALL, false, 2).unwrap();
+            t.d.mbarrier_wait(&mut bar, block, BAR, t.warp(0, w), ALL, false, false, 2).unwrap();
         }
     }
     for offset in [0, 4] {
@@ -326,8 +326,8 @@ fn cp_async_is_complete_for_each_lane_that_waits() {
     t.d.agent_access_lanes(g, &access(s, Write)).unwrap();
     // Another operation of the same group, which knows what came in between.
     t.write(w, ALL, s, 4096).unwrap();
-    t.d.agent_reissue(g).unwrap();
-    t.d.agent_access(g, s, 4096, 4, Write, 77).unwrap();
+    t.d.agent_reissue(g, &[(w, ALL)]).unwrap();
+    t.d.agent_access(g, &copy(s, Write), &[(4096, 4)]).unwrap();
     t.d.agent_observe(g, w, ALL >> 1, Observe::All).unwrap();
     t.strided(w, ALL >> 1, Read, Sem::WEAK, s, 0, 16, 16).unwrap();
     // Not another lane's copy without a barrier, and not lane 31's, which did not wait.
@@ -351,11 +351,11 @@ fn wgmma_belongs_to_four_warps_and_each_must_have_waited() {
         t.d.fence_proxy_async(t.warp(0, 3), ALL, ProxyFence::SHARED_CTA).unwrap();
         // The other warps of the group do not know of it yet.
         let g = t.d.agent_issue(AgentKind::Wgmma, Proxy::Async, &group, false).unwrap();
-        let outcome = t.d.agent_access(g, s, 0, 128, Read, 77).map_err(|r| *r);
+        let outcome = t.d.agent_access(g, &copy(s, Read), &[(0, 128)]).map_err(|r| *r);
         assert_eq!(kind(outcome), Some(RaceKind::Unordered));
         t.barrier(0);
-        t.d.agent_reissue(g).unwrap();
-        t.d.agent_access(g, s, 0, 128, Read, 77).unwrap();
+        t.d.agent_reissue(g, &group).unwrap();
+        t.d.agent_access(g, &copy(s, Read), &[(0, 128)]).unwrap();
         let mut empty = SyncVar::new();
         for (i, &(w, _)) in group.iter().enumerate() {
             if waited >> i & 1 != 0 {
@@ -376,10 +376,10 @@ fn bulk_reductions_are_atomic_with_each_other() {
         AgentAccess { space: Space::Global, kind: ReadWrite, sem: Sem::new(Order::Relaxed, Scope::Gpu), element: 4, site: 1 };
     for b in 0..2 {
         let g = t.d.agent_issue(AgentKind::Tensor, Proxy::Async, &[(t.warp(b, 0), 1)], false).unwrap();
-        t.d.agent_access_ranges(g, &add, &[(0, 1024)]).unwrap();
+        t.d.agent_access(g, &add, &[(0, 1024)]).unwrap();
     }
     let plain = t.d.agent_issue(AgentKind::Tensor, Proxy::Async, &[(t.warp(0, 0), 1)], false).unwrap();
-    let outcome = t.d.agent_access(plain, Space::Global, 0, 4, Write, 77).map_err(|r| *r);
+    let outcome = t.d.agent_access(plain, &copy(Space::Global, Write), &[(0, 4)]).map_err(|r| *r);
     assert_eq!(kind(outcome), Some(RaceKind::Unordered));
     // Nor with atomics of threads: another proxy.
     let strong = Sem::new(Order::Relaxed, Scope::Gpu);
@@ -398,7 +398,7 @@ fn unused_agents_are_freed() {
     let mut t = Bench::new(1, 64);
     let (w, s) = (t.warp(0, 0), t.shared(0));
     let first = t.d.agent_issue(AgentKind::Bulk, Proxy::Async, &[(w, 1)], false).unwrap();
-    t.d.agent_access(first, s, 0, 4, Write, 77).unwrap();
+    t.d.agent_access(first, &copy(s, Write), &[(0, 4)]).unwrap();
     t.d.agent_retire(first);
     for _ in 0..20_000 {
         let g = t.d.agent_issue(AgentKind::Bulk, Proxy::Async, &[(w, 1)], false).unwrap();
@@ -406,5 +406,5 @@ fn unused_agents_are_freed() {
     }
     assert!(t.d.stats().agents <= 4096);
     assert_eq!(kind(t.read(t.warp(0, 1), 1, s, 0)), Some(RaceKind::Unordered));
-    assert!(t.d.agent_access(AgentId { slot: 4095, generation: 0 }, s, 0, 4, Write, 77).is_err());
+    assert!(t.d.agent_access(AgentId { slot: 4095, generation: 0 }, &copy(s, Write), &[(0, 4)]).is_err());
 }
