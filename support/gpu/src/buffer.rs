@@ -55,8 +55,10 @@ impl<T: Pod> Buffer<T> {
         Ok(Buffer { stream: stream.clone(), address, len, users: Mutex::default(), of: PhantomData })
     }
 
-    /// Before a copy is queued in a stream. If it is not the buffer's own: that one's allocation comes before, and freeing will come after.
-    pub(crate) fn used_in(&self, stream: &Stream) -> Result<()> {
+    /// To be called before a launch in another stream than the buffer's own uses it: what comes next in that stream comes after the buffer's
+    /// allocation and what its own stream was given so far, and freeing the buffer will come after what that stream was given by
+    /// then. Copies do this themselves. Nothing else is ordered: streams that write what others use are the caller's to order.
+    pub fn use_in(&self, stream: &Stream) -> Result<()> {
         if self.stream.is(stream) {
             return Ok(());
         }

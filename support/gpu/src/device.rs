@@ -178,6 +178,16 @@ impl Device {
         Stream::new(self)
     }
 
+    /// A stream that another library made on this device: its handle ([`Stream::raw`], for CUDA a `CUstream`).
+    ///
+    /// # Safety
+    ///
+    /// The handle is of a live stream of this device's context (for CUDA the primary context), and stays so as long as the result, its
+    /// clones, and buffers that were allocated in it.
+    pub unsafe fn stream_from_raw(&self, handle: u64) -> Stream {
+        Stream::borrow(self, handle)
+    }
+
     /// A new event. With `timing`, [`Event::elapsed_ms`] can be asked of it.
     pub fn event(&self, timing: bool) -> Result<Event> {
         Event::new(self, timing)

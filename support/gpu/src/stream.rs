@@ -5,16 +5,22 @@ use crate::device::{Device, Kernel};
 use crate::driver::Handle;
 use crate::{Error, Result};
 use bytemuck::Pod;
+use std::ops::Range;
 use std::sync::Arc;
 
 #[derive(Debug)]
 struct StreamInner {
     device: Device,
     handle: Handle,
+    /// Made by this crate, and destroyed with the last clone.
+    owned: bool,
 }
 
 impl Drop for StreamInner {
     fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
         // What is queued still runs; nobody can be told of an error.
         let _ = self.device.driver().stream_destroy(self.handle);
     }
@@ -113,7 +119,11 @@ impl Args {
 impl Stream {
     pub(crate) fn new(device: &Device) -> Result<Stream> {
         let handle = device.driver().stream_create()?;
-        Ok(Stream { inner: Arc::new(StreamInner { device: device.clone(), handle }) })
+        Ok(Stream { inner: Arc::new(StreamInner { device: device.clone(), handle, owned: true }) })
+    }
+
+    pub(crate) fn borrow(device: &Device, handle: Handle) -> Stream {
+        Stream { inner: Arc::new(StreamInner { device: device.clone(), handle, owned: false }) }
     }
 
     pub(crate) fn handle(&self) -> Handle {
@@ -121,7 +131,7 @@ impl Stream {
     }
 
     pub(crate) fn is(&self, other: &Stream) -> bool {
-        Arc::ptr_eq(&self.inner, &other.inner)
+        self.handle() == other.handle() && self.device() == other.device()
     }
 
     /// The driver's handle (`CUstream`) as an integer, for other libraries. Meaningless for the emulator.
@@ -162,7 +172,7 @@ impl Stream {
     fn here<T: Pod>(&self, buffer: &Buffer<T>, elsewhere: bool) -> Result<()> {
         let device = buffer.device();
         if device == self.device() || (elsewhere && self.device().context.reaches(&device.context)) {
-            return buffer.used_in(self);
+            return buffer.use_in(self);
         }
         Err(Error::WrongDevice { what: "the buffer" })
     }
@@ -245,6 +255,29 @@ impl Stream {
         self.device().driver().fill(self.handle(), buffer.ptr().0, byte, buffer.bytes())
     }
 
+    /// Queues setting all bytes of some elements of a buffer.
+    pub fn fill_range<T: Pod>(&self, buffer: &mut Buffer<T>, range: Range<usize>, byte: u8) -> Result<()> {
+        let to = buffer.range(range.clone())?;
+        self.here(buffer, false)?;
+        let bytes = bytes_of::<T>(range.len())?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.device().driver().fill(self.handle(), to.0, byte, bytes)
+    }
+
+    /// Queues setting all of `bytes` bytes from an address on.
+    ///
+    /// # Safety
+    ///
+    /// That memory is live, this device can reach it, and nothing else uses it meanwhile.
+    pub unsafe fn fill_raw(&self, to: DevicePtr, byte: u8, bytes: u64) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.device().driver().fill(self.handle(), to.0, byte, bytes)
+    }
+
     /// Records an event behind what is queued.
     pub fn record(&self, event: &Event) -> Result<()> {
         if event.inner.device != *self.device() {
@@ -274,7 +307,8 @@ impl Stream {
     /// # Safety
     ///
     /// The kernel must do with its arguments only what their lengths and types allow, and nothing that races with other work in flight. (The
-    /// emulator reports what breaks this rule; a GPU does not.)
+    /// emulator reports what breaks this rule; a GPU does not.) Memory must stay until the launch is done: a buffer of another stream wants
+    /// [`Buffer::use_in`].
     pub unsafe fn launch(&self, kernel: &Kernel, config: &LaunchConfig, args: Args) -> Result<()> {
         for &(index, address) in &args.pointers {
             if address == 0 || !self.device().context.owns(address) {

@@ -88,6 +88,20 @@ fn ranges_are_inside() {
 }
 
 #[test]
+fn parts_are_filled() {
+    for_each_device("parts_are_filled", |device| {
+        let stream = device.stream().unwrap();
+        let mut buffer = stream.upload(&[1u16; 6]).unwrap();
+        stream.fill_range(&mut buffer, 2..4, 2).unwrap();
+        stream.fill_range(&mut buffer, 6..6, 3).unwrap();
+        // SAFETY: the buffer's last two bytes.
+        unsafe { stream.fill_raw(buffer.range(5..6).unwrap(), 0, 2).unwrap() };
+        assert_eq!(stream.download(&buffer).unwrap(), [1, 1, 0x202, 0x202, 1, 0]);
+        assert_eq!(shape(stream.fill_range(&mut buffer, 5..7, 0)).0, "range of a buffer");
+    });
+}
+
+#[test]
 fn too_much_memory_is_an_error() {
     for_each_device("too_much_memory_is_an_error", |device| {
         let stream = device.stream().unwrap();

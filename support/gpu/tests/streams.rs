@@ -71,6 +71,26 @@ fn events_of_other_machines_are_refused() {
 }
 
 #[test]
+fn a_borrowed_stream_is_the_same_stream() {
+    for_each_device("a_borrowed_stream_is_the_same_stream", |device| {
+        let stream = device.stream().unwrap();
+        // SAFETY: the stream outlives what borrows it.
+        let borrowed = unsafe { device.stream_from_raw(stream.raw()) };
+        let mut x = borrowed.upload(&[1u32, 2, 3]).unwrap();
+        stream.fill_range(&mut x, 1..3, 0xff).unwrap();
+        assert_eq!(borrowed.download(&x).unwrap(), [1, u32::MAX, u32::MAX]);
+        drop((x, borrowed));
+        assert_eq!(stream.download(&stream.upload(&[4u8]).unwrap()).unwrap(), [4]);
+    });
+    // A handle that means nothing there is an error on the emulator.
+    let (a, b) = (emulated(1).remove(0), emulated(1).remove(0));
+    let stream = a.stream().unwrap();
+    // SAFETY: the emulator looks handles up.
+    let stray = unsafe { b.stream_from_raw(stream.raw()) };
+    assert_eq!(stray.synchronize(), Err(Error::WrongDevice { what: "the stream" }));
+}
+
+#[test]
 fn time_between_events() {
     for_each_device("time_between_events", |device| {
         let stream = device.stream().unwrap();

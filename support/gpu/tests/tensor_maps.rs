@@ -5,6 +5,8 @@ mod common;
 use common::for_each_device_from;
 use v3_gpu::{Device, DevicePtr, Error, OutOfBoundsFill, Swizzle, TensorMap, TensorMapDesc, TensorType};
 
+type Change<'a> = &'a dyn Fn(&mut TensorMapDesc);
+
 fn for_each(name: &str, test: impl Fn(&Device, &TensorMapDesc)) {
     for_each_device_from(name, (9, 0), |device| {
         let stream = device.stream().unwrap();
@@ -50,7 +52,7 @@ fn maps_that_the_hardware_does_not_take() {
                 e => panic!("{e:?}"),
             }
         };
-        let cases: [(&str, &dyn Fn(&mut TensorMapDesc)); 19] = [
+        let cases: [(&str, Change<'_>); 19] = [
             ("0 dimensions", &|d| (d.dims, d.strides, d.box_dims) = (vec![], vec![], vec![])),
             ("6 dimensions", &|d| (d.dims, d.strides, d.box_dims) = (vec![16; 6], vec![16; 5], vec![16; 6])),
             ("2 strides for 2", &|d| d.strides.push(256)),
