@@ -274,8 +274,9 @@ fn check_defined(warp: &Warp, instr: &Instr, mask: Mask) -> Exec {
                 0 => format!("a source register of {}", instr.text),
                 _ => format!("a source predicate of {}", instr.text),
             };
-            return Err(warp_ops::read_from_absent(warp, key, unwritten, &what)
-                .unwrap_or_else(|| unwritten_fault(&what, unwritten)));
+            return Err(
+                warp_ops::read_from_absent(warp, key, unwritten, &what).unwrap_or_else(|| unwritten_fault(&what, unwritten))
+            );
         }
     }
     Ok(())

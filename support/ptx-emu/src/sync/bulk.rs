@@ -12,7 +12,7 @@ use crate::cx::{Cx, PARAM_WINDOW, Step, WINDOW};
 use crate::decode::{Decoder, Result};
 use crate::fault::{Exec, Fault};
 use crate::isa::{Addr, Src};
-use crate::race::{AccessKind, AgentId, AgentKind, Proxy, Space};
+use crate::race::{AccessKind, AgentAccess, AgentId, AgentKind, Order, Proxy, Scope, Sem, Space};
 use crate::regs::lanes;
 use crate::report::Kind;
 use crate::tma::{ReduceOp, ReduceType, Reduction, TENSOR_MAP_ALIGN, TENSOR_MAP_BYTES, TensorMap, check_bulk_copy};
@@ -583,7 +583,10 @@ fn access(
     site: u32,
 ) -> Exec {
     if let (Some(detector), Some(agent), Some(space)) = (world.detector.as_deref_mut(), agent, space) {
-        detector.race.agent_access(agent, space, at, len, kind, site)?;
+        // Reductions are strong, element by element (PTX ISA 9.0, section 9.7.9.25.4.2: `.relaxed` at `.gpu` scope).
+        let sem = if kind == AccessKind::ReadWrite { Sem::new(Order::Relaxed, Scope::Gpu) } else { Sem::WEAK };
+        let access = AgentAccess { space, kind, sem, element: 1, site };
+        detector.race.agent_access(agent, &access, &[(at, len)])?;
     }
     Ok(())
 }

@@ -204,7 +204,7 @@ fn agent(cx: &mut Cx<'_>, group: u32, mask: Mask) -> Exec<Option<AgentId>> {
     let Some(warp) = cx.race_warp() else { return Ok(None) };
     let Some(detector) = cx.detector.as_deref_mut() else { return Ok(None) };
     if let Some(Open { agent: Some(agent), .. }) = cx.warp.sync.copies.growing(group, mask) {
-        detector.race.agent_reissue(*agent)?;
+        detector.race.agent_reissue(*agent, &[(warp, mask)])?;
         return Ok(Some(*agent));
     }
     groups::prune(&mut cx.warp.sync.copies, cx.cluster, detector, (cx.rank, warp.index));

@@ -425,11 +425,12 @@ fn wait(cx: &mut Cx<'_>, at: &SharedAddr, done: Option<u32>, what: &Src, parity:
                 (object.phase.completed_since(state), state.parity())
             };
             if let (Some(detector), Some(warp), Some(owner)) = (detector, warp, owner) {
-                let learns = complete == Some(true) && sem.order != Order::Relaxed;
+                let passed = complete == Some(true);
+                let relaxed = sem.order == Order::Relaxed;
                 let address = u64::from(place.address);
-                detector.race.mbarrier_wait(&mut object.sync, owner, address, warp, same, learns, site)?;
-                if learns && sem.scope == Scope::Cluster {
-                    detector.race.mbarrier_wait(&mut object.remote, owner, address, warp, same, learns, site)?;
+                detector.race.mbarrier_wait(&mut object.sync, owner, address, warp, same, passed, relaxed, site)?;
+                if passed && sem.scope == Scope::Cluster {
+                    detector.race.mbarrier_wait(&mut object.remote, owner, address, warp, same, passed, relaxed, site)?;
                 }
             }
             if complete == Some(true) && object.landed != Some(object.phase.phase) {
@@ -470,7 +471,7 @@ pub fn complete(
     place: Place,
     agents: &[AgentId],
     landed: Option<u32>,
-    what: &str,
+    (what, site): (&str, u32),
 ) -> Exec {
     if blocks[place.rank].live_threads == 0 {
         let message = format!("{what} completes on {}, which has exited", name(place));
@@ -495,7 +496,7 @@ pub fn complete(
         }
         if let (Some(detector), Some(owner)) = (detector, owner) {
             for &agent in agents {
-                detector.race.mbarrier_complete(&mut object.sync, owner, u64::from(place.address), agent)?;
+                detector.race.mbarrier_complete(&mut object.sync, owner, u64::from(place.address), agent, site)?;
             }
         }
         let result = if landed.is_some() { object.phase.complete_tx(bytes) } else { object.phase.arrive(1, false, false) };

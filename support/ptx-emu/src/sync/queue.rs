@@ -165,7 +165,7 @@ impl Operation {
                 for (i, &place) in places.iter().enumerate() {
                     // Once an object is enough.
                     let told = i.checked_sub(1).and_then(|i| places.get(i)) == Some(&place);
-                    world.complete(place, if told { &[] } else { agents }, None, self.what)?;
+                    world.complete(place, if told { &[] } else { agents }, None, (self.what, self.site))?;
                 }
                 Ok(true)
             }
@@ -208,7 +208,7 @@ impl Operation {
                 // The detector counts the whole as observed with the phase in which its last part lands.
                 let agents: &[AgentId] = if done { self.agent.as_slice() } else { &[] };
                 for &rank in to.iter() {
-                    world.complete(Place { rank, address: *mbarrier }, agents, Some(landed), self.what)?;
+                    world.complete(Place { rank, address: *mbarrier }, agents, Some(landed), (self.what, self.site))?;
                 }
                 Ok(done)
             }
@@ -351,9 +351,9 @@ impl Queue {
 }
 
 impl World<'_> {
-    fn complete(&mut self, place: Place, agents: &[AgentId], landed: Option<u32>, what: &str) -> Exec {
+    fn complete(&mut self, place: Place, agents: &[AgentId], landed: Option<u32>, from: (&str, u32)) -> Exec {
         let detector = self.detector.as_deref_mut();
-        mbarrier::complete(self.blocks, detector, place, agents, landed, what)
+        mbarrier::complete(self.blocks, detector, place, agents, landed, from)
     }
 }
 
