@@ -537,11 +537,11 @@ fn call(
     Ok(false)
 }
 
-/// The bytes of an argument: lane after lane, with the lanes in which they are defined.
+/// The bytes of an argument, lane after lane, and for each byte the lanes in which it is defined.
 struct Value {
     bytes: Vec<u8>,
     size: usize,
-    defined: Mask,
+    defined: Vec<Mask>,
 }
 
 fn read_arg(warp: &mut Warp, frame: &Frame, arg: &CallArg, mask: Mask) -> Exec<Value> {
@@ -549,33 +549,34 @@ fn read_arg(warp: &mut Warp, frame: &Frame, arg: &CallArg, mask: Mask) -> Exec<V
         CallArg::Local { offset, size } => {
             let size = size as usize;
             let mut bytes = vec![0; size * LANES];
-            let mut defined = mask;
+            let at = frame.local_base.wrapping_add(offset as u32);
             for lane in lanes(mask) {
-                let at = frame.local_base.wrapping_add(offset as u32);
-                if !warp.local.read(lane, at, &mut bytes[lane * size..(lane + 1) * size])? {
-                    defined &= !(1 << lane);
-                }
+                warp.local.read(lane, at, &mut bytes[lane * size..(lane + 1) * size])?;
             }
+            let defined = warp.local.written(at, size)?.to_vec();
             Ok(Value { bytes, size, defined })
         }
         CallArg::Reg(reg) => {
             let values = warp.regs.get64(reg);
             let size = 8;
-            Ok(Value { bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(), size, defined: warp.regs.defined(reg.slot) })
+            let defined = vec![warp.regs.defined(reg.slot); size];
+            Ok(Value { bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(), size, defined })
         }
-        CallArg::Imm(bits, _) => Ok(Value { bytes: bits.to_le_bytes().repeat(LANES), size: 8, defined: mask }),
+        CallArg::Imm(bits, _) => Ok(Value { bytes: bits.to_le_bytes().repeat(LANES), size: 8, defined: vec![mask; 8] }),
     }
 }
 
 fn write_arg(warp: &mut Warp, frame: &Frame, arg: &CallArg, value: &Value, mask: Mask) -> Exec {
     match *arg {
         CallArg::Local { offset, size } => {
+            let at = frame.local_base.wrapping_add(offset as u32);
             for lane in lanes(mask) {
                 let mut bytes = value.bytes[lane * value.size..(lane + 1) * value.size].to_vec();
                 bytes.resize(size as usize, 0);
-                let at = frame.local_base.wrapping_add(offset as u32);
-                warp.local.write(lane, at, &bytes, value.defined & (1 << lane) != 0)?;
+                warp.local.write(lane, at, &bytes, true)?;
             }
+            let known = value.defined.len().min(size as usize);
+            warp.local.set_written(at, &value.defined[..known], mask)?;
         }
         CallArg::Reg(reg) => {
             let lane_value = |i: usize| {
@@ -586,7 +587,10 @@ fn write_arg(warp: &mut Warp, frame: &Frame, arg: &CallArg, value: &Value, mask:
                 u64::from_le_bytes(word)
             };
             warp.regs.set64(reg, &std::array::from_fn(lane_value), mask);
-            warp.regs.define(reg.slot, value.defined, mask);
+            // As in loads of local memory: a register of which any byte is defined counts as defined.
+            let bytes = value.defined.len().min(reg.width.bits() as usize / 8);
+            let defined = value.defined[..bytes].iter().fold(0, |any, &byte| any | byte);
+            warp.regs.define(reg.slot, defined, mask);
         }
         CallArg::Imm(..) => {}
     }
@@ -696,7 +700,7 @@ fn system_call(
                 let text = crate::printf::format(&mut cx, lane, format, list)?;
                 around.env.print(&text);
             }
-            let ok = Value { bytes: 0u64.to_le_bytes().repeat(LANES), size: 8, defined: mask };
+            let ok = Value { bytes: 0u64.to_le_bytes().repeat(LANES), size: 8, defined: vec![mask; 8] };
             for to in returns {
                 write_arg(warp, &frame, to, &ok, mask)?;
             }

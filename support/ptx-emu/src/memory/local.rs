@@ -153,16 +153,29 @@ impl LocalMemory {
         Ok(changed != 0)
     }
 
-    /// The lanes in which all of these bytes were written.
+    /// For each of these bytes, the same addresses for all lanes, the lanes in which it was written.
+    pub fn written(&mut self, address: u32, len: usize) -> Exec<&[Mask]> {
+        self.reach(u64::from(address) + len as u64)?;
+        Ok(&self.defined[address as usize..][..len])
+    }
+
+    /// Sets that again, in the given lanes.
+    pub fn set_written(&mut self, address: u32, bytes: &[Mask], mask: Mask) -> Exec {
+        self.reach(u64::from(address) + bytes.len() as u64)?;
+        for (known, &byte) in self.defined[address as usize..].iter_mut().zip(bytes) {
+            *known = *known & !mask | byte & mask;
+        }
+        Ok(())
+    }
+
+    /// The lanes in which any of these bytes was written. Registers are defined or not as a whole: structs with holes, copied a word at a
+    /// time, must stay usable.
     pub fn defined(&mut self, addresses: &Lanes64, bytes: u32, mask: Mask) -> Exec<Mask> {
-        let mut result = mask;
+        let mut result = 0;
         for lane in lanes(mask) {
             self.reach(addresses[lane].saturating_add(u64::from(bytes)))?;
             let at = addresses[lane] as usize;
-            let all = self.defined[at..at + bytes as usize].iter().fold(Mask::MAX, |all, &byte| all & byte);
-            if all >> lane & 1 == 0 {
-                result &= !(1 << lane);
-            }
+            result |= self.defined[at..at + bytes as usize].iter().fold(0, |any, &byte| any | byte) & 1 << lane;
         }
         Ok(result)
     }

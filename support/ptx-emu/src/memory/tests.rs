@@ -277,7 +277,11 @@ fn local_memory_is_each_lanes_own() {
     local.define(&at, 4, 0xff, 0x0f).unwrap();
     assert_eq!(local.defined(&at, 4, u32::MAX).unwrap(), 0x0f);
     local.enter(1002, 1, 0b0110).unwrap();
-    assert_eq!(local.defined(&at, 4, u32::MAX).unwrap(), 0b1001);
+    assert_eq!(local.written(1000, 4).unwrap(), [0b1111, 0b1111, 0b1001, 0b1111]);
+    assert_eq!(local.defined(&at, 4, u32::MAX).unwrap(), 0b1111, "other bytes are still defined");
+    assert_eq!(local.defined(&[1002; 32], 1, u32::MAX).unwrap(), 0b1001);
+    local.set_written(1000, &[0, 3, 4, 0], 0b0110).unwrap();
+    assert_eq!(local.written(1000, 4).unwrap(), [0b1001, 0b1011, 0b1101, 0b1001]);
     assert!(local.enter(0, 512 * 1024, 1).is_ok());
     assert!(local.enter(512 * 1024 - 16, 32, 1).is_err());
     assert!(local.store(&[512 * 1024 - 4; 32], 8, &values, 1).is_err());

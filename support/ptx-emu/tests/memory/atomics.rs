@@ -57,7 +57,11 @@ fn value(numbers: &mut Numbers, ty: &str) -> u64 {
     match ty {
         "f32" => u64::from(((n % 2001) as f32 / 8.0 - 125.0).to_bits()),
         "f64" => ((n % 2001) as f64 / 8.0 - 125.0).to_bits(),
-        "f16x2" => [n, n >> 20].iter().enumerate().map(|(i, v)| u64::from(f16::from_f64((v % 4001) as f64 / 64.0 - 31.0).to_bits()) << (16 * i)).sum(),
+        "f16x2" => [n, n >> 20]
+            .iter()
+            .enumerate()
+            .map(|(i, v)| u64::from(f16::from_f64((v % 4001) as f64 / 64.0 - 31.0).to_bits()) << (16 * i))
+            .sum(),
         "b16" => n % 4,
         _ => {
             let edges = [0, 1, 2, 3, 5, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, i64::MAX as u64, i64::MIN as u64, u64::MAX];
@@ -70,7 +74,11 @@ fn value(numbers: &mut Numbers, ty: &str) -> u64 {
 const SPACES: [(&str, &str, &str); 4] = [
     (".global", "", "%rd20"),
     ("", "", "%rd20"),
-    (".shared", "mov.u32 %r2, sh; cvt.u32.u64 %r3, %rd21; add.u32 %r3, %r3, %r2; ld.global.u64 %rd22, [%rd20]; st.shared.u64 [%r3], %rd22;", "%r3"),
+    (
+        ".shared",
+        "mov.u32 %r2, sh; cvt.u32.u64 %r3, %rd21; add.u32 %r3, %r3, %r2; ld.global.u64 %rd22, [%rd20]; st.shared.u64 [%r3], %rd22;",
+        "%r3",
+    ),
     (
         "",
         "mov.u64 %rd23, sh; add.s64 %rd23, %rd23, %rd21; cvta.shared.u64 %rd23, %rd23; ld.global.u64 %rd22, [%rd20]; st.u64 [%rd23], %rd22;",
@@ -95,8 +103,7 @@ fn every_operation_on_every_type() {
                     }
                     round += 1;
                     let sem = SEMANTICS[round % if red { 2 } else { SEMANTICS.len() }];
-                    let operands: Vec<(u64, u64)> =
-                        (0..32).map(|_| (value(&mut numbers, ty), value(&mut numbers, ty))).collect();
+                    let operands: Vec<(u64, u64)> = (0..32).map(|_| (value(&mut numbers, ty), value(&mut numbers, ty))).collect();
                     let initial: Vec<u64> = (0..32).map(|_| value(&mut numbers, ty)).collect();
                     let bits = bytes * 8;
                     let (class, load) = match bytes {
@@ -119,7 +126,8 @@ fn every_operation_on_every_type() {
                          {result} bar.sync 0; mul.wide.u32 %rd21, %r4, 8;
                          ld{space}.b{bits} {b}, [{address}]; st.global.b{bits} [%rd4+8], {b};"
                     );
-                    let mut input: Vec<u8> = operands.iter().flat_map(|(b, c)| [b.to_le_bytes(), c.to_le_bytes()].concat()).collect();
+                    let mut input: Vec<u8> =
+                        operands.iter().flat_map(|(b, c)| [b.to_le_bytes(), c.to_le_bytes()].concat()).collect();
                     input.extend(initial.iter().flat_map(|v| v.to_le_bytes()));
                     let run = Run::new(config(), &input, 512);
                     run.launch(&module("", &body), Shape::new(1, 32), 0, &[]).unwrap_or_else(|e| panic!("{e}\n{body}"));
@@ -208,12 +216,30 @@ fn half_oracle(operation: &str, brain: bool, a: u16, b: u16) -> u16 {
     let below = |p: f64, q: f64| p < q || (p == q && p.is_sign_negative() && q.is_sign_positive());
     match operation {
         "add" if (x + y).is_nan() => 0x7fff,
-        "add" => if brain { addb16(a, b) } else { add16(a, b) },
+        "add" => {
+            if brain {
+                addb16(a, b)
+            } else {
+                add16(a, b)
+            }
+        }
         _ if x.is_nan() && y.is_nan() => 0x7fff,
         _ if x.is_nan() => b,
         _ if y.is_nan() => a,
-        "min" => if below(y, x) { b } else { a },
-        _ => if below(x, y) { b } else { a },
+        "min" => {
+            if below(y, x) {
+                b
+            } else {
+                a
+            }
+        }
+        _ => {
+            if below(x, y) {
+                b
+            } else {
+                a
+            }
+        }
     }
 }
 
@@ -307,7 +333,8 @@ fn the_order_of_lanes_is_open() {
     let mut firsts = std::collections::HashSet::new();
     for seed in 0..20 {
         let run = Run::new(Config { seed, ..config() }, &[0; 16], 512);
-        run.launch(&module("", "atom.global.add.u32 %r2, [%rd1], 1; st.global.u32 [%rd4], %r2;"), Shape::new(1, 32), 0, &[]).unwrap();
+        run.launch(&module("", "atom.global.add.u32 %r2, [%rd1], 1; st.global.u32 [%rd4], %r2;"), Shape::new(1, 32), 0, &[])
+            .unwrap();
         let output = run.output(512);
         firsts.insert((0..32).find(|&i| output[16 * i] == 0).unwrap());
         let mut back = [0; 4];

@@ -29,8 +29,13 @@ fn misaligned_accesses_of_every_size() {
                 let body = format!("{setup} ld{dot}{space}.{ty} {values}, [{register}+{off}];");
                 fails("", &body, Kind::Misaligned, &format!("not a multiple of {bytes}"));
                 if space != "param" {
-                    let body = body.replace("ld", "st").replace(&format!("{values}, [{register}+{off}]"), &format!("[{register}+{off}], {values}"));
-                    let zero: String = (1..5).map(|i| format!("mov.b16 %h{i}, 0;")).chain((6..10).map(|i| format!("mov.u32 %r{i}, 0;"))).collect();
+                    let body = body
+                        .replace("ld", "st")
+                        .replace(&format!("{values}, [{register}+{off}]"), &format!("[{register}+{off}], {values}"));
+                    let zero: String = (1..5)
+                        .map(|i| format!("mov.b16 %h{i}, 0;"))
+                        .chain((6..10).map(|i| format!("mov.u32 %r{i}, 0;")))
+                        .collect();
                     let zero = format!("{zero} mov.u64 %rd8, 0; mov.u64 %rd9, 0; mov.b128 %q1, {{%rd8, %rd9}};");
                     fails("", &format!("{zero} {body}"), Kind::Misaligned, &format!("not a multiple of {bytes}"));
                 }
@@ -43,7 +48,8 @@ fn misaligned_accesses_of_every_size() {
 
 /// A kernel that accesses `bytes` bytes at `in + n` in lane `lane`, the others at `in`.
 fn access(run: &Run, lane: u32, op: &str, n: u64) -> Result<(), Report> {
-    let body = format!("setp.eq.u32 %p1, %r1, {lane}; selp.b64 %rd10, %rd5, 0, %p1; add.s64 %rd10, %rd10, %rd1; mov.u32 %r9, 1; {op}");
+    let body =
+        format!("setp.eq.u32 %p1, %r1, {lane}; selp.b64 %rd10, %rd5, 0, %p1; add.s64 %rd10, %rd10, %rd1; mov.u32 %r9, 1; {op}");
     run.launch(&module("", &body), Shape::new(1, 32), n, &[])
 }
 
@@ -68,7 +74,10 @@ fn both_ends_of_an_allocation() {
                     assert_eq!(report.thread.unwrap().thread[0], lane);
                     let side = if outside > size { "bytes before" } else { "the end of" };
                     let text = &report.message;
-                    assert!(text.contains(side) && text.contains(&format!("allocation of {size} bytes at {:#x}", run.input)), "{text}");
+                    assert!(
+                        text.contains(side) && text.contains(&format!("allocation of {size} bytes at {:#x}", run.input)),
+                        "{text}"
+                    );
                     assert!(text.contains("on device 0"), "{text}");
                 }
             }
@@ -84,7 +93,12 @@ fn null_freed_and_wild_pointers() {
     fails("", "mov.u64 %rd10, -8; ld.global.u64 %rd9, [%rd10];", Kind::OutOfBounds, "at 0xfffffffffffffff8");
     fails("", "cvta.shared.u64 %rd10, sh; ld.global.u32 %r9, [%rd10];", Kind::OutOfBounds, "a generic address of shared memory");
     fails("", "cvta.local.u64 %rd10, lo; st.global.u32 [%rd10], %r1;", Kind::OutOfBounds, "a generic address of local memory");
-    fails("", "cvta.param.u64 %rd10, blob; ld.global.u32 %r9, [%rd10];", Kind::OutOfBounds, "a generic address of a kernel parameter");
+    fails(
+        "",
+        "cvta.param.u64 %rd10, blob; ld.global.u32 %r9, [%rd10];",
+        Kind::OutOfBounds,
+        "a generic address of a kernel parameter",
+    );
     let run = Run::new(config(), &[0; 100], 16);
     run.machine.memory().free(run.input).unwrap();
     let report = access(&run, 3, "ld.global.u8 %r9, [%rd10];", 7).unwrap_err();
@@ -136,7 +150,7 @@ fn shared_memory_ends_where_the_launch_says() {
         ("ld.shared.u32 %r9, [sh+1024];", "load of 4 bytes at shared address 0x800"),
         ("st.shared.v4.u32 [sh+1024], {%r1, %r1, %r1, %r1};", "store of 16 bytes"),
         ("ld.shared.u8 %r9, [sh+-1];", "shared address 0x3ff"),
-        ("mov.u32 %r9, 0; st.shared.u32 [%r9], %r9;", "the addresses 0x400 to 0x800"),
+        ("mov.u32 %r9, 0; st.shared.u32 [sh], %r9; st.shared.u32 [%r9], %r9;", "the addresses 0x400 to 0x800"),
         ("atom.shared.add.u32 %r9, [sh+1024], 1;", "atomic operation on 4 bytes at shared address 0x800"),
         ("cvta.shared.u64 %rd10, sh; st.u32 [%rd10+1024], %r1;", "shared address 0x800"),
         ("mov.u64 %rd10, sh; add.s64 %rd10, %rd10, 0x100000000; ld.shared.u32 %r9, [%rd10];", ""),
@@ -174,7 +188,12 @@ fn parameters_and_constants_are_only_read() {
     let globals = ".const .align 4 .u32 cv = 7;\n.global .align 4 .u32 gv = 7;";
     fails(globals, "cvta.const.u64 %rd10, cv; st.u32 [%rd10], %r1;", Kind::OutOfBounds, "constants cannot be written: byte 0");
     fails(globals, "mov.u64 %rd10, cv; atom.add.u32 %r9, [%rd10], 1;", Kind::OutOfBounds, "(cv)");
-    fails(globals, "mov.u64 %rd10, gv; ld.const.u32 %r9, [%rd10];", Kind::OutOfBounds, "not a constant: byte 0 of the allocation of 4 bytes");
+    fails(
+        globals,
+        "mov.u64 %rd10, gv; ld.const.u32 %r9, [%rd10];",
+        Kind::OutOfBounds,
+        "not a constant: byte 0 of the allocation of 4 bytes",
+    );
     fails(globals, "ld.global.u32 %r9, [gv+4];", Kind::OutOfBounds, "(gv) on device 0");
     for op in ["atom.add.u32 %r9, [%rd10], 1;", "red.add.u32 [%rd10], 1;"] {
         fails("", &format!("cvta.local.u64 %rd10, lo; {op}"), Kind::IllegalOperand, "on local memory");
@@ -214,7 +233,8 @@ fn bytes_that_nothing_wrote() {
     attempt("ld.global.u8 %h1, [%rd4+1];", 98..99, checked).unwrap();
     attempt("st.global.u8 [%rd4+2], %r1; ld.global.u32 %r2, [%rd4];", 98..99, checked).unwrap();
     attempt("st.global.v4.u32 [%rd4], {%r1, %r1, %r1, %r1}; ld.global.u32 %r2, [%rd4];", 0..512, checked).unwrap();
-    attempt("setp.lt.u32 %p1, %r1, 31; @%p1 st.global.u32 [%rd4], %r1; @%p1 ld.global.u32 %r2, [%rd4];", 0..512, checked).unwrap();
+    attempt("setp.lt.u32 %p1, %r1, 31; @%p1 st.global.u32 [%rd4], %r1; @%p1 ld.global.u32 %r2, [%rd4];", 0..512, checked)
+        .unwrap();
     let partly = "setp.lt.u32 %p1, %r1, 31; @%p1 st.global.u32 [%rd4], %r1; ld.global.u32 %r2, [%rd4];";
     assert_eq!(attempt(partly, 0..512, checked).unwrap_err().thread.unwrap().thread[0], 31);
 }
@@ -238,7 +258,9 @@ fn shared_bytes_that_nothing_wrote() {
 
 #[test]
 fn undefined_registers_are_not_stored() {
-    for op in ["st.global.u32 [%rd4], %r30;", "st.u32 [%rd4], %r30;", "st.shared.u32 [sh], %r30;", "red.global.add.u32 [%rd4], %r30;"] {
+    for op in
+        ["st.global.u32 [%rd4], %r30;", "st.u32 [%rd4], %r30;", "st.shared.u32 [sh], %r30;", "red.global.add.u32 [%rd4], %r30;"]
+    {
         fails("", op, Kind::UninitializedRegister, "never written");
     }
     fails("", "st.local.u32 [%r30], %r1;", Kind::UninitializedRegister, "never written");

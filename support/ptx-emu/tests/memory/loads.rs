@@ -53,11 +53,7 @@ fn spaces(writable: bool) -> Vec<Space> {
             address: "%rd13",
         },
         Space { name: ".local", setup: "st.local.v2.u64 [lo+16], {%rd10, %rd11};", address: "lo+16" },
-        Space {
-            name: "",
-            setup: "cvta.local.u64 %rd13, lo; st.v2.u64 [%rd13+16], {%rd10, %rd11};",
-            address: "%rd13+16",
-        },
+        Space { name: "", setup: "cvta.local.u64 %rd13, lo; st.v2.u64 [%rd13+16], {%rd10, %rd11};", address: "%rd13+16" },
     ];
     if !writable {
         all.extend([
@@ -65,21 +61,9 @@ fn spaces(writable: bool) -> Vec<Space> {
             Space { name: ".volatile", setup: "", address: "%rd3" },
             Space { name: ".acquire.gpu", setup: "", address: "%rd3" },
             Space { name: ".param", setup: "mov.u64 %rd12, blob; mad.wide.u32 %rd12, %r1, 16, %rd12;", address: "%rd12" },
-            Space {
-                name: "",
-                setup: "cvta.param.u64 %rd12, blob; mad.wide.u32 %rd12, %r1, 16, %rd12;",
-                address: "%rd12",
-            },
-            Space {
-                name: ".const",
-                setup: "mov.u64 %rd12, cv; mad.wide.u32 %rd12, %r1, 16, %rd12;",
-                address: "%rd12",
-            },
-            Space {
-                name: "",
-                setup: "cvta.const.u64 %rd12, cv; mad.wide.u32 %rd12, %r1, 16, %rd12;",
-                address: "%rd12",
-            },
+            Space { name: "", setup: "cvta.param.u64 %rd12, blob; mad.wide.u32 %rd12, %r1, 16, %rd12;", address: "%rd12" },
+            Space { name: ".const", setup: "mov.u64 %rd12, cv; mad.wide.u32 %rd12, %r1, 16, %rd12;", address: "%rd12" },
+            Space { name: "", setup: "cvta.const.u64 %rd12, cv; mad.wide.u32 %rd12, %r1, 16, %rd12;", address: "%rd12" },
         ]);
     }
     all
@@ -122,9 +106,8 @@ fn loads_of_every_type_into_every_register_in_every_space() {
                 for at in [0, 16 - bytes] {
                     let Space { name, setup, address } = space;
                     let address = offset(address, at);
-                    let body = format!(
-                        "{MOVE}\n{setup}\nld{name}.{ty} {register}, [{address}];\nst.global.{store} [%rd4], {register};"
-                    );
+                    let body =
+                        format!("{MOVE}\n{setup}\nld{name}.{ty} {register}, [{address}];\nst.global.{store} [%rd4], {register};");
                     let output = run(&globals, &body, &input, 32);
                     for thread in 0..32 {
                         let from = &input[16 * thread + at..][..bytes];
@@ -181,7 +164,9 @@ fn vectors_of_every_width() {
     let input = Numbers(3).bytes(512);
     let globals = constants(&input);
     for space in spaces(false) {
-        for (ty, bytes, class) in [("u8", 1, "%h"), ("b8", 1, "%r"), ("s16", 2, "%h"), ("f32", 4, "%f"), ("u32", 4, "%r"), ("b64", 8, "%rd")] {
+        for (ty, bytes, class) in
+            [("u8", 1, "%h"), ("b8", 1, "%r"), ("s16", 2, "%h"), ("f32", 4, "%f"), ("u32", 4, "%r"), ("b64", 8, "%rd")]
+        {
             for n in [2, 4, 8] {
                 if n * bytes > 16 || (n == 8 && space.name.contains("acquire")) {
                     continue;

@@ -87,7 +87,8 @@ fn blocks_outside_the_cluster_are_out_of_reach() {
 #[test]
 fn another_blocks_memory_wants_shared_cluster() {
     let run = Run::new(config(), &[0; 16], 512);
-    let body = "mov.u32 %r2, %cluster_ctarank; xor.b32 %r2, %r2, 1; mapa.shared::cluster.u32 %r3, sh, %r2; st.shared.u32 [%r3], 1;";
+    let body =
+        "mov.u32 %r2, %cluster_ctarank; xor.b32 %r2, %r2, 1; mapa.shared::cluster.u32 %r3, sh, %r2; st.shared.u32 [%r3], 1;";
     let report = run.launch(&module("", body), Shape::new(2, 1).clusters(2), 0, &[]).unwrap_err();
     assert_eq!(report.kind, Kind::OutOfBounds);
     assert!(report.message.contains("it wants .shared::cluster"), "{report}");
@@ -112,15 +113,32 @@ fn policies_are_made_and_taken() {
         expected[..4].copy_from_slice(&sum.to_le_bytes());
         assert_eq!(output[16 * thread..][..16], expected);
     }
-    fails("", "mov.f32 %f1, 0f40000000; createpolicy.fractional.L2::evict_last.b64 %rd10, %f1;", Kind::IllegalOperand, "fraction 2");
+    fails(
+        "",
+        "mov.f32 %f1, 0f40000000; createpolicy.fractional.L2::evict_last.b64 %rd10, %f1;",
+        Kind::IllegalOperand,
+        "fraction 2",
+    );
     fails("", "add.s64 %rd1, %rd1, 8; applypriority.global.L2::evict_normal [%rd1], 128;", Kind::Misaligned, "multiple of 128");
 }
 
 #[test]
 fn discarded_lines_are_undefined() {
-    let body = "setp.eq.u32 %p1, %r1, 0; @%p1 discard.global.L2 [%rd1], 128; ld.global.u32 %r2, [%rd3+112];";
-    let report = fails("", body, Kind::UninitializedMemory, "nothing wrote");
-    assert_eq!(report.thread.unwrap().thread, [1, 0, 0], "the line of threads 0 to 7, from byte 112 of the first on");
+    let discard = "setp.eq.u32 %p1, %r1, 0; add.s64 %rd10, %rd1, OFFSET; @%p1 discard.global.L2 [%rd10], 128;";
+    // Allocations are aligned to 256.
+    let discard = discard.replace("OFFSET", "128");
+    let body = format!("{discard} ld.global.u32 %r2, [%rd3];");
+    let report = fails("", &body, Kind::UninitializedMemory, "nothing wrote");
+    assert_eq!(report.thread.unwrap().thread, [8, 0, 0]);
+    run(
+        "",
+        &format!("{discard} setp.lt.u32 %p1, %r1, 8; @%p1 ld.global.u32 %r2, [%rd3]; ld.global.u32 %r2, [%rd3+256];"),
+        &[0; 1024],
+        32,
+    );
+    run("", &format!("{discard} st.global.u32 [%rd3], %r1; ld.global.u32 %r2, [%rd3];"), &[0; 1024], 32);
+    fails("", "add.s64 %rd10, %rd1, 64; discard.L2 [%rd10], 128;", Kind::Misaligned, "multiple of 128");
+    fails("", "cvta.shared.u64 %rd10, sh; discard.L2 [%rd10], 128;", Kind::IllegalOperand, "not global memory");
 }
 
 /// Functions take and return values through `.param` variables, and keep local variables of their own.
@@ -195,22 +213,29 @@ fn activations_have_local_variables_of_their_own() {
 
 #[test]
 fn undefined_bytes_may_pass_through_local_memory() {
-    // Only half of the struct is written; copying all of it is no use of the other half.
+    // Only half of the struct is written; copying all of it is no use of the other half. A word of which nothing was written stays so.
     let copy = "st.local.u32 [lo], %r1; ld.local.u64 %rd10, [lo]; st.local.u64 [lo+8], %rd10; ld.local.u32 %r2, [lo+8];
                 st.global.u32 [%rd4], %r2;";
     let output = run("", copy, &[0; 512], 32);
     assert!((0..32).all(|i| words(&output)[4 * i] == i as u32));
-    let with_use = format!("{copy} ld.local.u32 %r3, [lo+12]; add.u32 %r4, %r3, 1;");
+    let with_use = format!(
+        "{copy} ld.local.u64 %rd10, [lo+16]; st.local.u64 [lo+24], %rd10; ld.local.u32 %r3, [lo+28]; add.u32 %r4, %r3, 1;"
+    );
     fails("", &with_use, Kind::UninitializedRegister, "add.u32 was never written");
     // The same through generic addresses, and through the parameters of a function.
     let generic = "cvta.local.u64 %rd11, lo; st.u32 [%rd11], %r1; ld.u64 %rd10, [%rd11]; st.u64 [%rd11+8], %rd10;
                    ld.u32 %r2, [%rd11+8]; st.global.u32 [%rd4], %r2;";
     run("", generic, &[0; 512], 32);
-    fails("", &format!("{generic} ld.u32 %r3, [%rd11+12]; st.global.u32 [%rd4], %r3;"), Kind::UninitializedRegister, "st.global.u32");
+    fails(
+        "",
+        &format!("{generic} ld.u32 %r3, [%rd11+20]; st.global.u32 [%rd4], %r3;"),
+        Kind::UninitializedRegister,
+        "st.global.u32",
+    );
     fails("", "cvta.local.u64 %rd11, lo; ld.u32 %r3, [%rd11]; st.u32 [%rd4], %r3;", Kind::UninitializedRegister, "st.u32");
     let call = "
         { .param .u32 a; .param .align 8 .b8 pair[16]; .param .align 8 .b8 result[16];
-          st.param.u32 [a], %r1; st.param.u32 [pair], %r1; st.param.u32 [pair+4], %r1; st.param.u64 [pair+8], %rd39;
+          st.param.u32 [a], %r1; st.param.v2.u32 [pair], {%r1, %r1}; st.param.u64 [pair+8], %rd39;
           call (result), mix, (a, pair);
           ld.param.v2.u32 {%r4, %r5}, [result]; ld.param.u64 %rd11, [result+8]; }
         st.global.u32 [%rd4], %r5;";
