@@ -74,8 +74,6 @@ pub struct Registers {
     /// Registers of each thread of a warp.
     held: Vec<u32>,
     pool: u32,
-    /// Warps that have ended.
-    ended: Vec<bool>,
 }
 
 impl Registers {
@@ -85,7 +83,6 @@ impl Registers {
             let each = (REGISTERS / threads).min(MOST_REGISTERS) / 8 * 8;
             self.held = vec![each; warps];
             self.asked = vec![vec![]; warps];
-            self.ended = vec![false; warps];
             self.pool = each * threads;
         }
     }
@@ -129,6 +126,7 @@ fn set_max_registers(count: u32, more: bool, cx: &mut Cx<'_>) -> Exec<Step> {
         let message = format!("setmaxnreg is executed by whole warpgroups of {WARPGROUP} warps, the block has {warps} warps");
         return Err(Fault::new(Kind::Divergence, message));
     }
+    let ended = state.sync.exited_warps;
     let registers = &mut state.sync.registers;
     registers.prepare(warps);
     let waited = matches!(cx.resumed, Some(Wait::Registers { .. }));
@@ -148,7 +146,7 @@ fn set_max_registers(count: u32, more: bool, cx: &mut Cx<'_>) -> Exec<Step> {
                     );
                     return Err(Fault::new(Kind::Divergence, message));
                 }
-                None if registers.ended[other] => {
+                None if ended & (1 << other) != 0 => {
                     let message =
                         format!("warp {warp} executes {}, warp {other} of its warpgroup has ended without", text((count, more)));
                     return Err(Fault::new(Kind::Divergence, message));
@@ -185,8 +183,8 @@ pub fn describe(block: &Block, warp: u32, count: u32) -> String {
 }
 
 /// A warp has ended: its warpgroup must have executed the same. Its registers stay with it, as long as the block runs.
-pub fn exited(block: &mut Block, warp: u32) -> Exec {
-    let registers = &mut block.sync.registers;
+pub fn exited(block: &Block, warp: u32) -> Exec {
+    let registers = &block.sync.registers;
     let warp = warp as usize;
     let Some(asked) = registers.asked.get(warp) else { return Ok(()) };
     let first = warp / WARPGROUP as usize * WARPGROUP as usize;
@@ -200,6 +198,5 @@ pub fn exited(block: &mut Block, warp: u32) -> Exec {
             return Err(Fault::new(Kind::Divergence, message));
         }
     }
-    registers.ended[warp] = true;
     Ok(())
 }
