@@ -495,18 +495,19 @@ fn issue_load(cx: &mut Cx<'_>, lane: usize, op: &BulkOp) -> Exec {
             Some(rank) => world.check_defined(Place { rank, address: at as u32 }, len, what)?,
             None => world.check_global(site, at, len, Use::Read, what)?,
         }
-        let space = source.map_or(Some(Space::Global), |rank| world.blocks[rank].race.map(Space::Shared));
-        access(&mut world, agent, space, at, len, AccessKind::Read, site)?;
     }
+    let space = source.map_or(Some(Space::Global), |rank| world.blocks[rank].race.map(Space::Shared));
+    tell(&mut world, agent, space, AccessKind::Read, None, site, &reads)?;
+    let element = reduction.map(|r| r.element_bytes());
     let kind = if reduction.is_some() { AccessKind::ReadWrite } else { AccessKind::Write };
     for &rank in &ranks {
-        let space = world.blocks[rank].race.map(Space::Shared);
-        for &(at, len) in &writes {
-            if reduction.is_some() {
+        if reduction.is_some() {
+            for &(at, len) in &writes {
                 world.check_defined(Place { rank, address: at as u32 }, len, what)?;
             }
-            access(&mut world, agent, space, at, len, kind, site)?;
         }
+        let space = world.blocks[rank].race.map(Space::Shared);
+        tell(&mut world, agent, space, kind, element, site, &writes)?;
     }
     let body = Body::Load { pieces, from: source, to: ranks, mbarrier: object.address, map, reduction: *reduction };
     push(cx, lane, body, 0, agent, what)
@@ -545,22 +546,23 @@ fn issue_store(cx: &mut Cx<'_>, lane: usize, op: &BulkOp) -> Exec {
     let site = cx.site;
     let agent = agent(cx, lane, matches!(to, Global::Tensor(_)))?;
     for &(at, len) in &reads {
-        let place = Place { rank: source.rank, address: at as u32 };
-        check_shared(cx, place, len, 1, lane, what)?;
-        let (mut world, _) = world(cx);
-        world.check_defined(place, len, what)?;
-        let space = world.blocks[source.rank].race.map(Space::Shared);
-        access(&mut world, agent, space, at, len, AccessKind::Read, site)?;
+        check_shared(cx, Place { rank: source.rank, address: at as u32 }, len, 1, lane, what)?;
     }
-    let kind = if reduction.is_some() { AccessKind::ReadWrite } else { AccessKind::Write };
+    let (mut world, _) = world(cx);
+    for &(at, len) in &reads {
+        world.check_defined(Place { rank: source.rank, address: at as u32 }, len, what)?;
+    }
+    let space = world.blocks[source.rank].race.map(Space::Shared);
+    tell(&mut world, agent, space, AccessKind::Read, None, site, &reads)?;
     for &(at, len) in &writes {
-        let (mut world, _) = world(cx);
         world.check_global(site, at, len, Use::Write, what)?;
         if reduction.is_some() {
             world.check_global(site, at, len, Use::Read, what)?;
         }
-        access(&mut world, agent, Some(Space::Global), at, len, kind, site)?;
     }
+    let kind = if reduction.is_some() { AccessKind::ReadWrite } else { AccessKind::Write };
+    let element = reduction.map(|r| r.element_bytes());
+    tell(&mut world, agent, Some(Space::Global), kind, element, site, &writes)?;
     let group = cx.warp.sync.bulk.split(1 << lane).first().map_or(0, |g| g.0);
     cx.warp.sync.bulk.open.push(Open { lanes: 1 << lane, read: 0, group, agent, growing: false, what });
     push(cx, lane, Body::Store { pieces, staged: None, reduction }, group, agent, what)
@@ -573,22 +575,22 @@ fn agent(cx: &mut Cx<'_>, lane: usize, tensor: bool) -> Exec<Option<AgentId>> {
     Ok(Some(detector.race.agent_issue(kind, Proxy::Async, &[(warp, 1 << lane)], false)?))
 }
 
-fn access(
+/// What an operation does to memory, for the detector. `element`: bytes of what a reduction combines.
+fn tell(
     world: &mut World<'_>,
     agent: Option<AgentId>,
     space: Option<Space>,
-    at: u64,
-    len: u64,
     kind: AccessKind,
+    element: Option<usize>,
     site: u32,
+    ranges: &[(u64, u64)],
 ) -> Exec {
-    if let (Some(detector), Some(agent), Some(space)) = (world.detector.as_deref_mut(), agent, space) {
-        // Reductions are strong, element by element (PTX ISA 9.0, section 9.7.9.25.4.2: `.relaxed` at `.gpu` scope).
-        let sem = if kind == AccessKind::ReadWrite { Sem::new(Order::Relaxed, Scope::Gpu) } else { Sem::WEAK };
-        let access = AgentAccess { space, kind, sem, element: 1, site };
-        detector.race.agent_access(agent, &access, &[(at, len)])?;
-    }
-    Ok(())
+    let (Some(detector), Some(agent), Some(space)) = (world.detector.as_deref_mut(), agent, space) else { return Ok(()) };
+    let (sem, element) = match element {
+        None => (Sem::WEAK, 1),
+        Some(bytes) => (Sem::new(Order::Relaxed, Scope::Gpu), bytes as u32),
+    };
+    Ok(detector.race.agent_access(agent, &AgentAccess { space, kind, sem, element, site }, ranges)?)
 }
 
 fn push(cx: &mut Cx<'_>, lane: usize, body: Body, group: u32, agent: Option<AgentId>, what: &'static str) -> Exec {

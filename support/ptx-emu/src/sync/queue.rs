@@ -351,9 +351,9 @@ impl Queue {
 }
 
 impl World<'_> {
-    fn complete(&mut self, place: Place, agents: &[AgentId], landed: Option<u32>, from: (&str, u32)) -> Exec {
+    fn complete(&mut self, place: Place, agents: &[AgentId], landed: Option<u32>, of: (&str, u32)) -> Exec {
         let detector = self.detector.as_deref_mut();
-        mbarrier::complete(self.blocks, detector, place, agents, landed, from)
+        mbarrier::complete(self.blocks, detector, place, agents, landed, of)
     }
 }
 
