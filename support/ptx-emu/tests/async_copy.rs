@@ -67,16 +67,37 @@ fn refuses_what_is_no_form() {
         ("cp.async.wait_group %r1;", "integer literal"),
         ("cp.async.bulk.shared::cluster.global.bulk_group [%r1], [%rd1], %r2;", "unknown instruction"),
         ("cp.async.bulk.global.shared::cta.mbarrier::complete_tx::bytes [%rd1], [%r1], %r2, [%r1];", "unknown instruction"),
-        ("cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes.multicast::cluster [%r1], [%rd1], %r2, [%r1], %h1;", "unknown instruction"),
+        (
+            "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes.multicast::cluster [%r1], [%rd1], %r2, [%r1], %h1;",
+            "unknown instruction",
+        ),
         ("cp.async.bulk.global.shared::cta.bulk_group.cp_mask [%rd1], [%r1], %r2, %h1;", "unknown instruction"),
         ("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f16 [%rd1], [%r1], %r2;", "unknown instruction"),
         ("cp.reduce.async.bulk.global.shared::cta.bulk_group.min.f32 [%rd1], [%r1], %r2;", "has no Min of F32"),
-        ("cp.reduce.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes.add.f32 [%r1], [%r1], %r2, [%r1];", "has no Add of F32"),
-        ("cp.async.bulk.tensor.2d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2, %r2}], [%r1], {%h1};", "unknown instruction"),
-        ("cp.async.bulk.tensor.2d.shared::cluster.global.tile::gather4.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2, %r2}], [%r1];", "unknown instruction"),
-        ("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2, %r2}], [%r1];", "2 coordinates of a tensor of 3"),
-        ("cp.async.bulk.tensor.6d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2}], [%r1];", "unknown instruction"),
-        ("cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes.cta_group::1 [%r1], [%rd1, {%r2}], [%r1];", "unknown instruction"),
+        (
+            "cp.reduce.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes.add.f32 [%r1], [%r1], %r2, [%r1];",
+            "has no Add of F32",
+        ),
+        (
+            "cp.async.bulk.tensor.2d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2, %r2}], [%r1], {%h1};",
+            "unknown instruction",
+        ),
+        (
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile::gather4.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2, %r2}], [%r1];",
+            "unknown instruction",
+        ),
+        (
+            "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2, %r2}], [%r1];",
+            "2 coordinates of a tensor of 3",
+        ),
+        (
+            "cp.async.bulk.tensor.6d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2}], [%r1];",
+            "unknown instruction",
+        ),
+        (
+            "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes.cta_group::1 [%r1], [%rd1, {%r2}], [%r1];",
+            "unknown instruction",
+        ),
     ] {
         match accepted(form) {
             Ok(()) => panic!("{form} is accepted"),
@@ -199,7 +220,11 @@ fn copies_arrive_at_mbarriers() {
     // Warp 1 reads what warp 0 copies, when the copies have arrived.
     for (count, variant) in [(32, ".noinc"), (1, "")] {
         // Without .noinc the copies add their own arrivals; a plain one of thread 0, after the copies were issued, is what is counted.
-        let plain = if count == 1 { "bar.warp.sync 0xffffffff; setp.eq.u32 %p4, tid, 0; @%p4 mbarrier.arrive.shared.b64 _, [%r2];" } else { "" };
+        let plain = if count == 1 {
+            "bar.warp.sync 0xffffffff; setp.eq.u32 %p4, tid, 0; @%p4 mbarrier.arrive.shared.b64 _, [%r2];"
+        } else {
+            ""
+        };
         let body = format!(
             "mov.u32 %r2, smem; setp.ne.u32 %p1, tid, 0; @%p1 bra READY; mbarrier.init.shared.b64 [%r2], {count}; READY: bar.sync 0;
             shl.b32 %r1, lane, 2; add.u32 %r3, %r2, %r1; setp.ge.u32 %p2, tid, 32; @%p2 bra READ;
@@ -226,7 +251,11 @@ fn misuse_of_copies_is_reported() {
         ("cp.async.ca.shared.global [%r2], [p1+256], 4;", Kind::OutOfBounds, "end of the allocation of 256 bytes"),
         ("cp.async.ca.shared.global [%r2], [p1], 4, 5;", Kind::IllegalOperand, "reads 5 bytes and writes 4"),
         ("cp.async.ca.shared.global [%r2], [p2], 4;", Kind::UninitializedMemory, "was never written"),
-        ("mbarrier.init.shared.b64 [%r2], 1; cp.async.ca.shared.global [%r2], [p1], 4;", Kind::BarrierMisuse, "writes the mbarrier"),
+        (
+            "mbarrier.init.shared.b64 [%r2], 1; cp.async.ca.shared.global [%r2], [p1], 4;",
+            Kind::BarrierMisuse,
+            "writes the mbarrier",
+        ),
         ("cp.async.mbarrier.arrive.shared.b64 [%r2];", Kind::BarrierMisuse, "mbarrier.init has not been executed there"),
     ] {
         let body = format!("setp.ne.u32 %p1, tid, 0; @%p1 exit; mov.u32 %r2, smem; {body}");
@@ -354,14 +383,28 @@ fn stores_need_the_fence_and_the_wait() {
     let store = "cp.async.bulk.global.shared::cta.bulk_group [p0], [%r1], 256; cp.async.bulk.commit_group;";
     let buffers = || vec![Buffer::zeros(64)];
     for seed in 0..SEEDS {
-        let r = run(&format!("{} @%p1 exit; {store} cp.async.bulk.wait_group.read 0;", fill(64, FENCE)), Shape::new(1, 64), 256, buffers(), config(seed));
+        let r = run(
+            &format!("{} @%p1 exit; {store} cp.async.bulk.wait_group.read 0;", fill(64, FENCE)),
+            Shape::new(1, 64),
+            256,
+            buffers(),
+            config(seed),
+        );
         assert_eq!(r.ok().words(0)[5], 22);
-        let r = run(&format!("{} @%p1 exit; {store} cp.async.bulk.wait_group 0;", fill(64, "")), Shape::new(1, 64), 256, buffers(), config(seed));
+        let r = run(
+            &format!("{} @%p1 exit; {store} cp.async.bulk.wait_group 0;", fill(64, "")),
+            Shape::new(1, 64),
+            256,
+            buffers(),
+            config(seed),
+        );
         assert_eq!(r.report().kind, Kind::MissingProxyFence, "{}", r.report());
         let r = run(&format!("{} @%p1 exit; {store}", fill(64, FENCE)), Shape::new(1, 64), 256, buffers(), config(seed));
         assert_eq!(r.report().kind, Kind::EarlyExit, "{}", r.report());
         // Writing the source again needs the wait, of which `.read` is enough.
-        let again = |wait: &str| format!("{} @%p1 exit; {store} {wait} st.shared.b32 [%r1+64], tid; cp.async.bulk.wait_group 0;", fill(64, FENCE));
+        let again = |wait: &str| {
+            format!("{} @%p1 exit; {store} {wait} st.shared.b32 [%r1+64], tid; cp.async.bulk.wait_group 0;", fill(64, FENCE))
+        };
         let r = run(&again("cp.async.bulk.wait_group.read 0;"), Shape::new(1, 64), 256, buffers(), config(seed));
         assert_eq!(r.ok().words(0)[16], 55);
         let r = run(&again(""), Shape::new(1, 64), 256, buffers(), config(seed));
@@ -440,7 +483,11 @@ fn misuse_of_bulk_copies_is_reported() {
         (format!("{init} {load} [%r1+136], [p1], 16, [%r1];"), Kind::Misaligned, "destination address 0x488"),
         (format!("{init} {load} [%r1+128], [p1+8], 16, [%r1];"), Kind::Misaligned, "source address"),
         (format!("{init} {load} [%r1+1008], [p1], 32, [%r1];"), Kind::OutOfBounds, "32 bytes at shared address 0x7f0"),
-        (format!("{init} {load} [%r1+128], [p1+240], 32, [%r1];"), Kind::OutOfBounds, "beyond the end of the allocation of 256 bytes"),
+        (
+            format!("{init} {load} [%r1+128], [p1+240], 32, [%r1];"),
+            Kind::OutOfBounds,
+            "beyond the end of the allocation of 256 bytes",
+        ),
         (format!("{init} {load} [%r1+128], [p2], 32, [%r1];"), Kind::UninitializedMemory, "was never written"),
         (format!("{init} {load} [%r1], [p1], 32, [%r1];"), Kind::BarrierMisuse, "writes the mbarrier"),
         (format!("{load} [%r1+128], [p1], 32, [%r1];"), Kind::BarrierMisuse, "mbarrier.init has not been executed there"),
@@ -455,8 +502,16 @@ fn misuse_of_bulk_copies_is_reported() {
             "a multicast to the blocks 0x0000",
         ),
         (format!("{store} [p0], [%r1], 16;"), Kind::UninitializedMemory, "reads 16 bytes at shared address"),
-        (format!("st.shared.v4.b32 [%r1], {{tid, tid, tid, tid}}; {FENCE} {store} [p0+16], [%r1], 16;"), Kind::OutOfBounds, "end of the allocation of 16 bytes"),
-        (format!("st.shared.v4.b32 [%r1], {{tid, tid, tid, tid}}; {FENCE} {store} [p0+4], [%r1], 16;"), Kind::Misaligned, "destination address"),
+        (
+            format!("st.shared.v4.b32 [%r1], {{tid, tid, tid, tid}}; {FENCE} {store} [p0+16], [%r1], 16;"),
+            Kind::OutOfBounds,
+            "end of the allocation of 16 bytes",
+        ),
+        (
+            format!("st.shared.v4.b32 [%r1], {{tid, tid, tid, tid}}; {FENCE} {store} [p0+4], [%r1], 16;"),
+            Kind::Misaligned,
+            "destination address",
+        ),
         (format!("{init} {load} [%r1+128], [p1], 32, [%r1];"), Kind::EarlyExit, "is in flight"),
         (
             format!(
@@ -497,7 +552,8 @@ fn multicast_reaches_every_block_of_its_mask() {
         dump(128, 128, "0").replace("DUMP", "OTHER")
     );
     for config in (0..SEEDS).map(config).chain([fast()]) {
-        let out = run(&body, Shape::new(2, 64).clusters(2), 2048, vec![Buffer::zeros(384), words(256, value)], config).ok().words(0);
+        let out =
+            run(&body, Shape::new(2, 64).clusters(2), 2048, vec![Buffer::zeros(384), words(256, value)], config).ok().words(0);
         for (i, &v) in out.iter().enumerate() {
             assert_eq!(v, value(if i < 128 { i as u32 } else { i as u32 - 128 }), "word {i}");
         }
@@ -624,7 +680,8 @@ fn cases() -> impl Strategy<Value = Case> {
 
 /// A kernel with `buffers` addresses and a tensor map behind them; `%rd60` is the map's generic address.
 fn tensor_module(body: &str, buffers: usize, shared: usize) -> String {
-    let params: Vec<String> = (0..buffers).map(|i| format!(".param .b64 arg{i}")).chain([".param .align 64 .b8 map[128]".into()]).collect();
+    let params: Vec<String> =
+        (0..buffers).map(|i| format!(".param .b64 arg{i}")).chain([".param .align 64 .b8 map[128]".into()]).collect();
     let front: String = (0..buffers).map(|i| format!("ld.param.b64 p{i}, [arg{i}];")).collect();
     let front = format!("{front} mov.b64 %rd59, map; cvta.param.u64 %rd60, %rd59;");
     module_with(body, &params.join(", "), &front, shared)
@@ -822,7 +879,8 @@ fn misuse_of_tensor_copies_is_reported() {
     }
     // A map that says more than is allocated.
     let case = plain();
-    let body = format!("mov.u32 %r1, smem; setp.ne.u32 %p1, tid, 0; @%p1 exit; {init} {load} [%r1+{BOX}], [%rd60, {{0, 36}}], [%r1];");
+    let body =
+        format!("mov.u32 %r1, smem; setp.ne.u32 %p1, tid, 0; @%p1 exit; {init} {load} [%r1+{BOX}], [%rd60, {{0, 36}}], [%r1];");
     let run = run_with(&tensor_module(&body, 1, 2048), Shape::new(1, 32), vec![Buffer::zeros(38 * 64 / 4)], config(0), |a| {
         map_arg(&case.map(a[0]))
     });

@@ -2,14 +2,16 @@
 
 mod kernel_runs;
 
-use kernel_runs::{config, fast, module, put, run, run_out, Buffer};
+use kernel_runs::{Buffer, config, fast, module, put, run, run_out};
 use proptest::prelude::*;
 use ptx_emu::{Config, Kind, Module, Shape};
 
 const SEEDS: u64 = 12;
 
 fn accepted(instruction: &str) -> Result<(), String> {
-    let body = format!("mov.u32 %r1, 1024; mov.u64 %rd1, 0; mov.u32 %r2, 1; setp.eq.u32 %p1, %r2, 1; mov.u64 %rd2, 0; mov.u16 %h1, 1;\n{instruction}");
+    let body = format!(
+        "mov.u32 %r1, 1024; mov.u64 %rd1, 0; mov.u32 %r2, 1; setp.eq.u32 %p1, %r2, 1; mov.u64 %rd2, 0; mov.u16 %h1, 1;\n{instruction}"
+    );
     Module::parse(&module(&body, 1, 64)).map(drop).map_err(|e| e.to_string())
 }
 
@@ -97,7 +99,7 @@ fn exchange(barrier: &str) -> String {
 fn barriers_order_the_block() {
     for barrier in ["bar.sync 0;", "barrier.sync 3;", "barrier.cta.sync.aligned 15, 128;", "mov.u32 %r9, 5; bar.sync %r9, 128;"] {
         for seed in 0..SEEDS {
-            let out = run_out(&exchange(barrier), Shape::new(3, 128), 512, 128, seed).ok().words(0);
+            let out = run_out(&exchange(barrier), Shape::new(1, 128), 512, 128, seed).ok().words(0);
             assert!(out.iter().enumerate().all(|(i, &v)| v == i as u32 ^ 64), "{barrier}");
         }
     }
@@ -133,7 +135,7 @@ fn producers_arrive_and_consumers_wait() {
         put("tid", "%r7")
     );
     for seed in 0..SEEDS {
-        let out = run_out(&body, Shape::new(2, 128), 256, 64, seed).ok().words(0);
+        let out = run_out(&body, Shape::new(1, 128), 256, 64, seed).ok().words(0);
         assert!(out.iter().enumerate().all(|(i, &v)| v == 5 * (i as u32 ^ 32) + 10), "{out:?}");
     }
 }
@@ -215,7 +217,10 @@ fn misuse_of_barriers_is_reported() {
         ("mov.u32 %r1, 0; bar.sync 1, %r1;".into(), "0 threads is not a positive multiple"),
         ("bar.sync 1, 256;".into(), "256 threads in a block of 128"),
         (format!("{half} @%p1 bra A; bar.sync 1, 128; ret; A: bar.sync 1, 96;"), "those that arrived before it expect"),
-        (format!("{half} @%p1 bra A; bar.sync 1, 128; ret; A: bar.red.popc.u32 %r1, 1, 128, %p1;"), "a reduction and plain arrivals"),
+        (
+            format!("{half} @%p1 bra A; bar.sync 1, 128; ret; A: bar.red.popc.u32 %r1, 1, 128, %p1;"),
+            "a reduction and plain arrivals",
+        ),
         (format!("{half} @%p1 bra A; bar.sync 0; ret; A: bar.arrive 1, 128; bar.arrive 1, 128;"), "arrives twice"),
     ] {
         let run = run_out(&body, Shape::new(1, 128), 4, 1, 0);
@@ -339,11 +344,11 @@ fn misuse_of_the_clusters_barrier_is_reported() {
 #[test]
 fn threads_that_exit_do_not_hold_the_cluster_up() {
     let body = format!(
-        "setp.ge.u32 %p1, tid, 40; @%p1 exit; barrier.cluster.arrive; barrier.cluster.wait; {}",
-        put("tid", "tid")
+        "setp.ge.u32 %p1, tid, 40; @%p1 exit; barrier.cluster.arrive; barrier.cluster.wait; mad.lo.u32 %r1, rank, 64, tid; {}",
+        put("%r1", "tid")
     );
     for seed in 0..SEEDS {
-        run_out(&body, Shape::new(2, 64).clusters(2), 4, 64, seed).ok();
+        run_out(&body, Shape::new(2, 64).clusters(2), 4, 128, seed).ok();
     }
     // One block ends without ever arriving.
     let body = "setp.eq.u32 %p1, rank, 1; @%p1 exit; barrier.cluster.arrive; barrier.cluster.wait;";
@@ -351,7 +356,8 @@ fn threads_that_exit_do_not_hold_the_cluster_up() {
         run_out(body, Shape::new(2, 64).clusters(2), 4, 64, seed).ok();
     }
     // One never comes.
-    let body = "setp.eq.u32 %p1, rank, 1; @%p1 bra A; barrier.cluster.arrive; barrier.cluster.wait; ret; A: setp.lt.u32 %p2, tid, 32;
+    let body =
+        "setp.eq.u32 %p1, rank, 1; @%p1 bra A; barrier.cluster.arrive; barrier.cluster.wait; ret; A: setp.lt.u32 %p2, tid, 32;
         @%p2 bra END; bar.sync 1, 64; END: bar.sync 2, 64;";
     run_out(body, Shape::new(2, 64).clusters(2), 4, 64, 0)
         .reports(Kind::Deadlock, "barrier.cluster: 64 of 128 threads have arrived");
@@ -470,7 +476,9 @@ fn remote_arrivals() {
             }
         }
     }
-    for (arrive, wait) in [(".release.cluster", ""), (".release.cta", ".acquire.cluster"), (".relaxed.cluster", ".acquire.cluster")] {
+    for (arrive, wait) in
+        [(".release.cluster", ""), (".release.cta", ".acquire.cluster"), (".relaxed.cluster", ".acquire.cluster")]
+    {
         let run = run_out(&body(arrive, wait), Shape::new(2, 64).clusters(2), 512, 128, 0);
         assert!(matches!(run.report().kind, Kind::DataRace | Kind::InsufficientScope), "{}", run.report());
     }
@@ -487,20 +495,32 @@ fn misuse_of_mbarriers_is_reported() {
         ("mbarrier.init.shared.b64 [%r1+4096], 1;", Kind::OutOfBounds, "8 bytes at shared address"),
         ("mbarrier.init.shared.b64 [0], 1;", Kind::OutOfBounds, "8 bytes at shared address"),
         ("mbarrier.init.b64 [p0], 1;", Kind::OutOfBounds, "is not in shared memory"),
-        ("mbarrier.init.shared.b64 [%r1], 1; mbarrier.arrive.shared.b64 _, [%r1], 2;", Kind::BarrierMisuse, "1 more arrivals than"),
+        (
+            "mbarrier.init.shared.b64 [%r1], 1; mbarrier.arrive.shared.b64 _, [%r1], 2;",
+            Kind::BarrierMisuse,
+            "1 more arrivals than",
+        ),
         (
             "mbarrier.init.shared.b64 [%r1], 1; mbarrier.arrive.expect_tx.shared.b64 _, [%r1], 16; mbarrier.arrive.shared.b64 _, [%r1];",
             Kind::BarrierMisuse,
             "1 more arrivals than",
         ),
-        ("mbarrier.init.shared.b64 [%r1], 2; mbarrier.arrive.noComplete.shared.b64 %rd1, [%r1], 2;", Kind::BarrierMisuse, "noComplete"),
+        (
+            "mbarrier.init.shared.b64 [%r1], 2; mbarrier.arrive.noComplete.shared.b64 %rd1, [%r1], 2;",
+            Kind::BarrierMisuse,
+            "noComplete",
+        ),
         ("mbarrier.init.shared.b64 [%r1], 1; mbarrier.arrive.shared.b64 _, [%r1], 0;", Kind::BarrierMisuse, "a count of 0"),
         (
             "mbarrier.init.shared.b64 [%r1], 1; mbarrier.expect_tx.shared.b64 [%r1], 1048575; mbarrier.expect_tx.shared.b64 [%r1], 1;",
             Kind::BarrierMisuse,
             "transaction count would become 1048576",
         ),
-        ("mbarrier.init.shared.b64 [%r1], 1; mbarrier.inval.shared.b64 [%r1]; mbarrier.arrive.shared.b64 _, [%r1];", Kind::BarrierMisuse, "no mbarrier"),
+        (
+            "mbarrier.init.shared.b64 [%r1], 1; mbarrier.inval.shared.b64 [%r1]; mbarrier.arrive.shared.b64 _, [%r1];",
+            Kind::BarrierMisuse,
+            "no mbarrier",
+        ),
         ("mbarrier.inval.shared.b64 [%r1];", Kind::BarrierMisuse, "no mbarrier"),
         (
             "mbarrier.init.shared.b64 [%r1], 1; mbarrier.arrive.shared.b64 %rd1, [%r1]; mbarrier.arrive.shared.b64 _, [%r1];
@@ -541,7 +561,8 @@ fn an_mbarrier_that_is_waited_for_stays() {
 
 #[test]
 fn a_store_over_an_mbarrier_is_noticed() {
-    let body = with_mbarrier(1, "setp.ne.u32 %p2, tid, 0; @%p2 exit; st.shared.b32 [%r1+4], %r1; mbarrier.arrive.shared.b64 _, [%r1];");
+    let body =
+        with_mbarrier(1, "setp.ne.u32 %p2, tid, 0; @%p2 exit; st.shared.b32 [%r1+4], %r1; mbarrier.arrive.shared.b64 _, [%r1];");
     let run = run_out(&body, Shape::new(1, 32), 64, 1, 0);
     assert_eq!(run.report().kind, Kind::BarrierMisuse, "{}", run.report());
 }
@@ -644,11 +665,13 @@ fn registers_move_between_warpgroups() {
     for seed in 0..SEEDS {
         run_out(&body(40, 232), Shape::new(1, 384), 4, 384, seed).ok();
     }
-    run_out(&body(40, 240), Shape::new(1, 384), 4, 384, 0).reports(Kind::Deadlock, "setmaxnreg.inc waits for 240 registers a thread");
+    run_out(&body(40, 240), Shape::new(1, 384), 4, 384, 0)
+        .reports(Kind::Deadlock, "setmaxnreg.inc waits for 240 registers a thread");
     run_out("setmaxnreg.dec.sync.aligned.u32 40;", Shape::new(1, 96), 4, 1, 0).reports(Kind::Divergence, "whole warpgroups");
     run_out("setp.lt.u32 %p1, tid, 32; @%p1 exit; setmaxnreg.dec.sync.aligned.u32 40;", Shape::new(1, 128), 4, 1, 0)
         .reports(Kind::Divergence, "its warpgroup");
-    let body = "setp.lt.u32 %p1, tid, 32; @%p1 bra A; setmaxnreg.dec.sync.aligned.u32 40; ret; A: setmaxnreg.dec.sync.aligned.u32 48;";
+    let body =
+        "setp.lt.u32 %p1, tid, 32; @%p1 bra A; setmaxnreg.dec.sync.aligned.u32 40; ret; A: setmaxnreg.dec.sync.aligned.u32 48;";
     run_out(body, Shape::new(1, 128), 4, 1, 0).reports(Kind::Divergence, "setmaxnreg.dec");
     run_out("setp.eq.u32 %p1, lane, 0; @%p1 setmaxnreg.dec.sync.aligned.u32 40;", Shape::new(1, 128), 4, 1, 0)
         .reports(Kind::Divergence, "the guard is false");
@@ -657,7 +680,10 @@ fn registers_move_between_warpgroups() {
 #[test]
 fn a_dependent_launch_waits_for_the_one_before() {
     let first = module(
-        &format!("griddepcontrol.launch_dependents; mov.u32 %r5, 0; D: add.u32 %r5, %r5, 1; nanosleep.u32 50; setp.lt.u32 %p3, %r5, 30; @%p3 bra D; {}", put("tid", "tid")),
+        &format!(
+            "griddepcontrol.launch_dependents; mov.u32 %r5, 0; D: add.u32 %r5, %r5, 1; nanosleep.u32 50; setp.lt.u32 %p3, %r5, 30; @%p3 bra D; {}",
+            put("tid", "tid")
+        ),
         1,
         4,
     );
@@ -691,6 +717,8 @@ fn a_dependent_launch_waits_for_the_one_before() {
         let out = attempt("griddepcontrol.wait;", seed).unwrap_or_else(|e| panic!("{e}"));
         assert!(out.iter().enumerate().all(|(i, &v)| v == i as u32 + 1));
     }
-    let report = attempt("", 0).unwrap_err();
-    assert_eq!(report.kind, Kind::DataRace, "{report}");
+    // Without the wait there is a race, which shows where the second launch begins before the first has ended.
+    let reports: Vec<_> = (0..4 * SEEDS).filter_map(|seed| attempt("", seed).err()).collect();
+    assert!(!reports.is_empty());
+    assert!(reports.iter().all(|r| r.kind == Kind::DataRace), "{}", reports[0]);
 }

@@ -319,8 +319,8 @@ fn finish(op: &Bar, cx: &mut Cx<'_>, id: u32, generation: u64) -> Exec<Step> {
     if finished.waiting.is_empty() {
         barrier.finished.swap_remove(at);
     }
-    if let Some((waiting, mut released)) = meeting {
-        hooks::barrier_complete(cx, &waiting, &mut released)?;
+    if let Some((waiting, released)) = meeting {
+        hooks::barrier_complete(cx, &waiting, &released)?;
     }
     match op.reduction {
         None => {}

@@ -6,7 +6,6 @@ use crate::ast::{Instruction, Type};
 use crate::cx::{Block, Cx, Step, Wait};
 use crate::decode::{Decoder, Result};
 use crate::fault::{Exec, Fault};
-use crate::isa::Src;
 use crate::report::Kind;
 use std::sync::atomic::Ordering;
 
@@ -24,8 +23,8 @@ pub enum MiscOp {
     LaunchDependents,
     /// `griddepcontrol.wait`
     WaitForPrerequisites,
-    /// `nanosleep`
-    Sleep(Src),
+    /// `nanosleep`, however long.
+    Sleep,
     /// `setmaxnreg`
     SetMaxRegisters {
         /// Registers of each thread afterwards.
@@ -42,7 +41,10 @@ pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<Sy
     let op = match (base, instruction.operands.as_slice()) {
         ("griddepcontrol", []) if parts.take("launch_dependents") => MiscOp::LaunchDependents,
         ("griddepcontrol", []) if parts.take("wait") => MiscOp::WaitForPrerequisites,
-        ("nanosleep", [time]) if parts.take("u32") => MiscOp::Sleep(decoder.src(time, Type::U32)?),
+        ("nanosleep", [time]) if parts.take("u32") => {
+            decoder.src(time, Type::U32)?;
+            MiscOp::Sleep
+        }
         ("setmaxnreg", [count]) => {
             let Some(more) = parts.one_of(&[("inc", true), ("dec", false)]) else { return Err(decoder.unknown(instruction)) };
             if !(parts.take("sync") && parts.take("aligned") && parts.take("u32")) {
@@ -96,7 +98,7 @@ impl Registers {
 /// Executes one.
 pub fn exec(op: &MiscOp, cx: &mut Cx<'_>) -> Exec<Step> {
     match op {
-        MiscOp::Sleep(_) => Ok(Step::Yield),
+        MiscOp::Sleep => Ok(Step::Yield),
         MiscOp::LaunchDependents => {
             if !std::mem::replace(&mut cx.blocks[cx.rank].sync.released, true) {
                 cx.launch.released.fetch_add(1, Ordering::AcqRel);
