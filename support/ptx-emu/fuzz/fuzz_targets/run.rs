@@ -5,6 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use ptx_emu::tma::{Swizzle, TensorMap, Tiled};
 use ptx_emu::{Arg, Checks, Config, Fp8Accumulation, Machine, Module, Shape};
 
 const HEAD: &str = "
@@ -39,6 +40,19 @@ const HEAD: &str = "
     mul.wide.u32 %d2, %r1, 16;
     add.u64 %d2, %d2, %d0;
     setp.lt.u32 %p0, %r1, 16;
+    mov.u32 %r20, %ntid.x;
+    mad.lo.u32 %r21, %r1, 16, %r2;
+    mad.lo.u32 %r20, %r20, 16, 0;
+    add.u32 %r22, %r2, 2048;
+ZERO:
+    setp.ge.u32 %p7, %r21, %r22;
+    @%p7 bra ZEROED;
+    st.shared.v4.u32 [%r21], {%r1, %r1, %r1, %r1};
+    add.u32 %r21, %r21, %r20;
+    bra ZERO;
+ZEROED:
+    fence.proxy.async;
+    bar.sync 0;
 ";
 
 fuzz_target!(|input: &[u8]| {
@@ -62,13 +76,23 @@ fuzz_target!(|input: &[u8]| {
         seed: u64::from(choice),
         checks: if choice & 1 == 0 { Checks::ALL } else { Checks::NONE },
         fp8: if choice & 2 == 0 { Fp8Accumulation::Exact } else { Fp8Accumulation::Hopper },
-        budget: 2000,
+        budget: 5000,
         ..Config::default()
     });
     let buffer = machine.memory().alloc(0, 4096).expect("a small buffer");
     if choice & 4 == 0 {
         machine.memory().fill(buffer, 0x11, 4096).expect("it was just allocated");
     }
+    let tiled = Tiled {
+        address: buffer,
+        dims: &[32, 32],
+        strides: &[32],
+        box_dims: &[16, 4],
+        element_strides: &[1, 1],
+        swizzle: if choice & 128 == 0 { Swizzle::None } else { Swizzle::B32 },
+        ..Tiled::default()
+    };
+    let map = TensorMap::tiled(&tiled).expect("a correct description");
     let Ok(loaded) = machine.load(&module, 0) else { return };
     let Ok(stream) = machine.stream(0) else { return };
     let args: Vec<Arg> = sizes
@@ -76,6 +100,7 @@ fuzz_target!(|input: &[u8]| {
         .map(|&size| match size {
             8 => Arg::from(buffer),
             4 => Arg::from(3u32),
+            128 => Arg(map.encode().bytes.to_vec()),
             _ => Arg(vec![0; size as usize]),
         })
         .collect();
