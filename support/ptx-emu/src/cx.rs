@@ -52,8 +52,6 @@ pub enum Wait {
     GridDependency,
     /// That the block's pool has this many registers a thread for the warp (`setmaxnreg.inc`).
     Registers { count: u32 },
-    /// A whole warpgroup's arrival at a warpgroup instruction.
-    Warpgroup { generation: u64 },
 }
 
 /// Lanes that execute together.
@@ -181,11 +179,6 @@ impl Cx<'_> {
     pub fn race_warp(&self) -> Option<crate::race::Warp> {
         let block = self.blocks[self.rank].race?;
         Some(crate::race::Warp { block, index: self.warp.index })
-    }
-
-    /// This block.
-    pub fn block(&mut self) -> &mut Block {
-        &mut self.blocks[self.rank]
     }
 
     /// 32-bit values of a source.

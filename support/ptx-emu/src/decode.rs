@@ -11,8 +11,8 @@ use std::sync::Arc;
 /// A result of decoding.
 pub type Result<T> = std::result::Result<T, ParseError>;
 
-/// Most slots of registers in one function: 2 KiB of state a thread and more is no real kernel.
-const MOST_SLOTS: u32 = 1 << 20;
+/// Most slots of registers in one function: 8 MiB a warp. Unoptimised kernels declare some thousands.
+const MOST_SLOTS: u32 = 1 << 16;
 /// Most bytes of a variable.
 const MOST_BYTES: u64 = 1 << 40;
 
@@ -24,8 +24,8 @@ enum Entity {
     RegRange(Type, u32, u32),
     Symbol(u32),
     Local(u32, u32),
-    Param(u32, u32),
-    Targets(Vec<String>, Span),
+    Param(u32),
+    Targets(Vec<String>),
     Prototype(Vec<u32>, Vec<u32>),
 }
 
@@ -165,7 +165,7 @@ fn layout(variables: &[ast::Variable], end: &mut u64) -> Result<Vec<Param>> {
             if *end > 1 << 24 {
                 return Err(error(v.span, "the parameters are too large"));
             }
-            Ok(Param { name: v.name.clone(), offset: offset as u32, size: size as u32, align, reg: None })
+            Ok(Param { offset: offset as u32, size: size as u32, reg: None })
         })
         .collect()
 }
@@ -270,7 +270,7 @@ fn decode_function(
             }
             Entity::Reg(variable.ty, first)
         } else if function.is_entry {
-            Entity::Param(param.offset, param.size)
+            Entity::Param(param.offset)
         } else {
             Entity::Local(param.offset, param.size)
         };
@@ -347,8 +347,10 @@ impl Decoder<'_> {
                 Statement::Instruction(_) => pc += 1,
                 Statement::Block(inner) => pc += count(inner),
                 Statement::Label { span, name } => {
-                    if self.scopes.last_mut().expect("a scope").labels.insert(name.clone(), pc).is_some() {
-                        return Err(error(*span, format!("label {name} stands twice in one scope")));
+                    let labels = &mut self.scopes.last_mut().expect("a scope").labels;
+                    match labels.insert(name.clone(), pc) {
+                        None => {}
+                        Some(_) => return Err(error(*span, format!("label {name} stands twice in one scope"))),
                     }
                 }
                 _ => {}
@@ -362,7 +364,7 @@ impl Decoder<'_> {
         for statement in body {
             match statement {
                 Statement::BranchTargets { span, name, targets } => {
-                    self.declare(name, Entity::Targets(targets.clone(), *span), *span)?;
+                    self.declare(name, Entity::Targets(targets.clone()), *span)?;
                 }
                 Statement::CallPrototype { span, name, returns, params } => {
                     let sizes =
@@ -417,8 +419,7 @@ impl Decoder<'_> {
                 if self.local > 1 << 24 {
                     return Err(error(variable.span, "too much local memory"));
                 }
-                for copy in 0..variable.range.unwrap_or(0) {
-                    let _ = copy;
+                if variable.range.is_some() {
                     return Err(error(variable.span, "a range of variables that are not registers"));
                 }
                 Entity::Local(offset as u32, size as u32)
@@ -498,7 +499,7 @@ impl Decoder<'_> {
                     return Err(self.error("brx.idx wants an index and a list of targets"));
                 };
                 let index = self.src(index, Type::U32)?;
-                let Some(Entity::Targets(names, _)) = self.find(list) else {
+                let Some(Entity::Targets(names)) = self.find(list) else {
                     return Err(self.error(format!("{list} is not a list of branch targets")));
                 };
                 let targets = names.iter().map(|name| self.label(name)).collect::<Result<Vec<_>>>()?;
@@ -567,9 +568,9 @@ impl Decoder<'_> {
             return Ok(CallArg::Local { offset: i64::from(offset), size });
         }
         match (operand, written) {
-            (Operand::Int(bits), false) => Ok(CallArg::Imm(*bits, size)),
-            (Operand::F32(bits), false) => Ok(CallArg::Imm(u64::from(*bits), size)),
-            (Operand::F64(bits), false) => Ok(CallArg::Imm(*bits, size)),
+            (Operand::Int(bits), false) => Ok(CallArg::Imm(*bits)),
+            (Operand::F32(bits), false) => Ok(CallArg::Imm(u64::from(*bits))),
+            (Operand::F64(bits), false) => Ok(CallArg::Imm(*bits)),
             (_, true) => Ok(CallArg::Reg(self.dst(operand)?)),
             (_, false) => match self.src_any(operand)? {
                 Src::Reg(reg) => Ok(CallArg::Reg(reg)),
@@ -643,15 +644,6 @@ impl Decoder<'_> {
         }
     }
 
-    /// A register that is both read and written.
-    pub fn inout(&mut self, operand: &Operand) -> Result<Reg> {
-        let reg = self.dst(operand)?;
-        if reg.slot != self.sink {
-            self.reads.push(reg.slot);
-        }
-        Ok(reg)
-    }
-
     /// A source of this type: a register at least as wide, a literal (brought to the type), a special register, the address of a
     /// variable.
     pub fn src(&mut self, operand: &Operand, ty: Type) -> Result<Src> {
@@ -702,7 +694,7 @@ impl Decoder<'_> {
             return match *entity {
                 Entity::Symbol(id) => Ok(self.symbol(id, offset)),
                 Entity::Local(at, _) => Ok(Src::Local(i64::from(at).wrapping_add(offset))),
-                Entity::Param(at, _) => Ok(Src::Param(i64::from(at).wrapping_add(offset))),
+                Entity::Param(at) => Ok(Src::Param(i64::from(at).wrapping_add(offset))),
                 _ => Err(self.error(format!("{name} cannot be an operand here"))),
             };
         }

@@ -14,7 +14,7 @@ use crate::machine::{Env, Inner, Launch};
 use crate::memory::SharedMemory;
 use crate::race;
 use crate::regs::LANES;
-use crate::report::{Kind, Report, Site, ThreadId};
+use crate::report::{Finding, Kind, Report, Site, ThreadId};
 use crate::rng::Rng;
 use crate::stream::{Assignment, State, Waiting};
 use crate::sync;
@@ -139,7 +139,7 @@ impl Engine {
         };
         for id in state.ended.drain(..) {
             if let Some(&launch) = detector.launches.get(&id) {
-                detector.race.launch_end(launch).map_err(|e| plain(Fault::from_race(e), self.seed))?;
+                detector.race.launch_end(launch).map_err(|e| plain(*Fault::from_race(e), self.seed))?;
             }
         }
         Ok(())
@@ -149,7 +149,7 @@ impl Engine {
     fn host_sync(&mut self, state: &mut State) -> Result<(), Report> {
         self.tell_ended(state)?;
         if let Some(detector) = &mut self.detector {
-            detector.race.host_sync().map_err(|e| plain(Fault::from_race(e), self.seed))?;
+            detector.race.host_sync().map_err(|e| plain(*Fault::from_race(e), self.seed))?;
             detector.launches.clear();
         }
         Ok(())
@@ -182,7 +182,7 @@ impl Engine {
                     let linear: Vec<u64> = indices.iter().map(|&index| ravel(index, launch.grid)).collect();
                     detector.race.cluster_begin(id, &linear)
                 })();
-                begun.map_err(|e| plain(Fault::from_race(e), self.seed))?.into_iter().map(Some).collect()
+                begun.map_err(|e| plain(*Fault::from_race(e), self.seed))?.into_iter().map(Some).collect()
             }
         };
         let track = env.config.checks.uninitialized;
@@ -322,7 +322,7 @@ impl Engine {
         if let Some(detector) = &mut self.detector {
             for block in &cluster.blocks {
                 if let Some(race) = block.race {
-                    detector.race.block_end(race).map_err(|e| plain(Fault::from_race(e), self.seed))?;
+                    detector.race.block_end(race).map_err(|e| plain(*Fault::from_race(e), self.seed))?;
                 }
             }
         }
@@ -426,7 +426,7 @@ impl Engine {
             details
                 .push(format!("{blocks} blocks of {kernel} have not started: there is no room on the device before others end"));
         }
-        Report { kind, site, thread, message, details, seed: self.seed }
+        Finding { kind, site, thread, message, details, seed: self.seed }.into()
     }
 
     /// A fault with its place.
@@ -443,7 +443,7 @@ impl Engine {
 
     /// A fault in words; races name both of their sides.
     fn words(&self, inner: &Inner, launch: &Arc<Launch>, fault: Fault) -> Report {
-        let mut report = Report {
+        let mut report = Finding {
             kind: fault.kind,
             site: None,
             thread: None,
@@ -471,7 +471,7 @@ impl Engine {
             report.details.push(format!("this: {second}"));
             report.details.push(format!("before: {first}"));
         }
-        report
+        report.into()
     }
 }
 
@@ -528,8 +528,8 @@ fn thread_of(launch: &Launch, block: [u32; 3], warp: &Warp, lane: usize) -> Thre
     ThreadId { device: launch.device, block, thread: std::array::from_fn(|i| warp.tid[i][lane]) }
 }
 
-fn plain(fault: Box<Fault>, seed: u64) -> Report {
-    Report { kind: fault.kind, site: None, thread: None, message: fault.message, details: vec![], seed }
+fn plain(fault: Fault, seed: u64) -> Report {
+    Finding { kind: fault.kind, site: None, thread: None, message: fault.message, details: vec![], seed }.into()
 }
 
 /// Whether a group waits and what it waits for has not come.
@@ -601,13 +601,16 @@ fn lock_state(inner: &Inner) -> MutexGuard<'_, State> {
 }
 
 fn pump(state: &mut State, env: &Env, seed: u64) -> Result<(), Report> {
-    state.pump(env).map_err(|e| Report {
-        kind: Kind::OutOfBounds,
-        site: None,
-        thread: None,
-        message: format!("a copy, fill or free in a stream: {e}"),
-        details: vec![],
-        seed,
+    state.pump(env).map_err(|e| {
+        Finding {
+            kind: Kind::OutOfBounds,
+            site: None,
+            thread: None,
+            message: format!("a copy, fill or free in a stream: {e}"),
+            details: vec![],
+            seed,
+        }
+        .into()
     })
 }
 

@@ -562,7 +562,7 @@ fn read_arg(warp: &mut Warp, frame: &Frame, arg: &CallArg, mask: Mask) -> Exec<V
             let defined = vec![warp.regs.defined(reg.slot); size];
             Ok(Value { bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(), size, defined })
         }
-        CallArg::Imm(bits, _) => Ok(Value { bytes: bits.to_le_bytes().repeat(LANES), size: 8, defined: vec![mask; 8] }),
+        CallArg::Imm(bits) => Ok(Value { bytes: bits.to_le_bytes().repeat(LANES), size: 8, defined: vec![mask; 8] }),
     }
 }
 

@@ -210,12 +210,6 @@ impl Special {
             _ => return None,
         })
     }
-
-    /// Whether its value changes while nothing else does: a loop that reads it is not a livelock.
-    pub fn is_clock(self) -> bool {
-        use Special::*;
-        matches!(self, Clock | ClockHi | Clock64 | GlobalTimer | GlobalTimerLo | GlobalTimerHi)
-    }
 }
 
 /// A decoded instruction.
@@ -321,6 +315,6 @@ pub enum CallArg {
     },
     /// A register.
     Reg(Reg),
-    /// A literal of this many bytes.
-    Imm(u64, u32),
+    /// A literal.
+    Imm(u64),
 }

@@ -8,7 +8,6 @@ use crate::memory::{AllocOptions, Memory};
 use crate::program::{Program, Target};
 use crate::report::Report;
 use crate::stream::{Command, State, Waiting};
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -339,10 +338,8 @@ impl Machine {
                 };
                 let value = base.wrapping_add(relocation.offset as u64).to_le_bytes();
                 let at = relocation.at as usize;
-                for i in 0..(relocation.size as usize).min(8) {
-                    if let Some(byte) = bytes.get_mut(at + i) {
-                        *byte = value[i];
-                    }
+                for (byte, value) in bytes.iter_mut().skip(at).zip(value.into_iter().take(relocation.size as usize)) {
+                    *byte = value;
                 }
             }
             memory.write(address, &bytes).map_err(LaunchError::Memory)?;
@@ -411,7 +408,7 @@ impl Machine {
         if blocks == 0 || blocks > 16 {
             return Err(LaunchError::Cluster { cluster, grid: shape.grid, what: "a cluster has 1 to 16 blocks" });
         }
-        if (0..3).any(|i| shape.grid[i] % cluster[i] != 0) {
+        if (0..3).any(|i| !shape.grid[i].is_multiple_of(cluster[i])) {
             return Err(LaunchError::Cluster { cluster, grid: shape.grid, what: "the grid is not a multiple of the cluster" });
         }
         let (offsets, fixed) = program.shared_layout(id);
@@ -544,7 +541,7 @@ pub fn explore<E: Send>(n: u64, base: &Config, test: impl Fn(Config) -> Result<(
             scope.spawn(|| {
                 loop {
                     let i = next.fetch_add(1, Ordering::Relaxed);
-                    let mut failed = || failures.lock().unwrap_or_else(PoisonError::into_inner);
+                    let failed = || failures.lock().unwrap_or_else(PoisonError::into_inner);
                     if i >= n || failed().iter().any(|(seed, _)| *seed < base.seed + i) {
                         return;
                     }
@@ -562,6 +559,3 @@ pub fn explore<E: Send>(n: u64, base: &Config, test: impl Fn(Config) -> Result<(
         Some(failure) => Err(failure),
     }
 }
-
-/// Names of files by number, for reports.
-pub(crate) type Files = HashMap<u32, Arc<str>>;

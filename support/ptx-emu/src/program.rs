@@ -66,14 +66,10 @@ pub enum Target {
 /// A parameter.
 #[derive(Debug, Clone)]
 pub struct Param {
-    /// Name.
-    pub name: String,
     /// Where it lies: in parameter memory for kernels, in local memory for functions.
     pub offset: u32,
     /// Bytes.
     pub size: u32,
-    /// Alignment.
-    pub align: u32,
     /// A function's parameter that is a register.
     pub reg: Option<Reg>,
 }

@@ -126,9 +126,33 @@ impl fmt::Display for ThreadId {
     }
 }
 
-/// One thing that a kernel did wrong.
+/// One thing that a kernel did wrong: see [`Finding`] for what it says.
 #[derive(Debug, Clone)]
-pub struct Report {
+pub struct Report(Box<Finding>);
+
+impl From<Finding> for Report {
+    fn from(finding: Finding) -> Report {
+        Report(Box::new(finding))
+    }
+}
+
+impl std::ops::Deref for Report {
+    type Target = Finding;
+
+    fn deref(&self) -> &Finding {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Report {
+    fn deref_mut(&mut self) -> &mut Finding {
+        &mut self.0
+    }
+}
+
+/// What a [`Report`] says.
+#[derive(Debug, Clone)]
+pub struct Finding {
     /// What.
     pub kind: Kind,
     /// Where. None when no single instruction is to blame.

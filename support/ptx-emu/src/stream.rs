@@ -5,7 +5,7 @@ use crate::error::LaunchError;
 use crate::machine::{Env, Launch};
 use crate::memory::MemoryError;
 use crate::program::Program;
-use crate::report::{Kind, Report};
+use crate::report::{Finding, Kind, Report};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -380,13 +380,13 @@ impl State {
     /// What host threads wait for cannot come: streams that wait for events that nothing records.
     pub fn stuck(&self, seed: u64) -> Option<Report> {
         let (i, _) = self.streams.iter().enumerate().find(|(_, s)| !s.queue.is_empty())?;
-        Some(Report {
+        Some(Report::from(Finding {
             kind: Kind::Deadlock,
             site: None,
             thread: None,
             message: format!("stream {i} waits for an event that nothing in any stream records any more"),
             details: vec![],
             seed,
-        })
+        }))
     }
 }

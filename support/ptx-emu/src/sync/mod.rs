@@ -151,7 +151,7 @@ pub fn satisfied(wait: &Wait, group: &Group, warp: &Warp, rank: usize, blocks: &
         Wait::Mbarrier { rank, address, parity } => mbarrier::passed(blocks, rank, address, parity),
         Wait::Registers { count } => blocks.get(rank).is_none_or(|b| misc::enough_registers(b, warp.index, count)),
         // Waits of others: the engine's own, and those of matrix instructions.
-        Wait::Converge(_) | Wait::GridDependency | Wait::Warpgroup { .. } => false,
+        Wait::Converge(_) | Wait::GridDependency => false,
     }
 }
 
@@ -168,7 +168,6 @@ pub fn describe(wait: &Wait, warp: &Warp, rank: usize, blocks: &[Block], cluster
         Wait::Registers { count } => misc::describe(block, warp.index, count),
         Wait::Converge(mask) => format!("waits for lanes {mask:#010x} of its warp"),
         Wait::GridDependency => "waits for the launches before it".into(),
-        Wait::Warpgroup { .. } => "waits for the other warps of its warpgroup".into(),
     }
 }
 
