@@ -508,6 +508,9 @@ fn issue_load(cx: &mut Cx<'_>, lane: usize, op: &BulkOp) -> Exec {
         }
         let space = world.blocks[rank].race.map(Space::Shared);
         tell(&mut world, agent, space, kind, element, site, &writes)?;
+        for &(at, len) in &writes {
+            world.announce_shared(Place { rank, address: at as u32 }, len);
+        }
     }
     let body = Body::Load { pieces, from: source, to: ranks, mbarrier: object.address, map, reduction: *reduction };
     push(cx, lane, body, 0, agent, what)
@@ -563,6 +566,9 @@ fn issue_store(cx: &mut Cx<'_>, lane: usize, op: &BulkOp) -> Exec {
     let kind = if reduction.is_some() { AccessKind::ReadWrite } else { AccessKind::Write };
     let element = reduction.map(|r| r.element_bytes());
     tell(&mut world, agent, Some(Space::Global), kind, element, site, &writes)?;
+    for &(at, len) in &writes {
+        world.announce_global(site, at, len)?;
+    }
     let group = cx.warp.sync.bulk.split(1 << lane).first().map_or(0, |g| g.0);
     cx.warp.sync.bulk.open.push(Open { lanes: 1 << lane, read: 0, group, agent, growing: false, what });
     push(cx, lane, Body::Store { pieces, staged: None, reduction }, group, agent, what)

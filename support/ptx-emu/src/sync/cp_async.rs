@@ -191,6 +191,9 @@ fn issue(cx: &mut Cx<'_>, to: &SharedAddr, from: &Addr, size: u32, read: Option<
             what: WHAT,
         };
         let (mut world, queue) = world(cx);
+        for &(_, place) in targets.iter().filter(|(lane, _)| mask & (1 << lane) != 0) {
+            world.announce_shared(place, u64::from(size));
+        }
         queue.push(operation);
         if at_once(&world) {
             queue.complete_last(&mut world)?;

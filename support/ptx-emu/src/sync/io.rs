@@ -109,6 +109,25 @@ impl World<'_> {
         }
     }
 
+    /// With the race detector on, bytes count as written as soon as the operation that will write them is issued: reading them
+    /// before it is complete is a race, and is reported as one.
+    pub fn announce_shared(&mut self, place: Place, len: u64) {
+        if self.detector.is_some()
+            && let Some(block) = self.blocks.get_mut(place.rank)
+        {
+            block.shared.define(u64::from(place.address), len);
+        }
+    }
+
+    /// The same for global memory.
+    pub fn announce_global(&mut self, site: u32, address: u64, len: u64) -> Exec {
+        if self.detector.is_some() && len > 0 {
+            let (allocation, offset) = self.global(site, address, len)?;
+            allocation.define(offset, len);
+        }
+        Ok(())
+    }
+
     /// Reads global memory.
     pub fn read_global(&mut self, site: u32, address: u64, to: &mut [u8]) -> Exec {
         if to.is_empty() {

@@ -145,3 +145,40 @@ pub fn run_out(body: &str, shape: Shape, shared: usize, words: usize, seed: u64)
 pub fn put(index: &str, value: &str) -> String {
     format!("{{ .reg .b64 at; mul.wide.u32 at, {index}, 4; add.u64 at, at, p0; st.global.b32 [at], {value}; }}\n")
 }
+
+/// A buffer of n words: word i is f(i).
+pub fn words(n: usize, f: impl Fn(u32) -> u32) -> Buffer {
+    Buffer::words((0..n as u32).map(f))
+}
+
+pub fn value(i: u32) -> u32 {
+    i.wrapping_mul(0x9e37_79b9) ^ 0x1234_5678
+}
+
+/// Waits for the mbarrier at `%r1`, phase 0.
+pub const WAIT: &str = "W: mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r1], 0; @!%p3 bra W;";
+/// Thread 0 initialises an mbarrier for one arrival at `smem`, `%r1`, and all know.
+pub const INIT: &str = "mov.u32 %r1, smem; setp.ne.u32 %p1, tid, 0; @%p1 bra READY; mbarrier.init.shared::cta.b64 [%r1], 1;
+    fence.mbarrier_init.release.cluster; READY: bar.sync 0;";
+
+/// The threads of a block store `count` words from `smem + from` on to `p0[first ..]`.
+pub fn dump(from: u32, count: u32, first: &str) -> String {
+    format!(
+        "mov.u32 %r40, tid; mov.u32 %r41, %ntid.x; DUMP: setp.ge.u32 %p20, %r40, {count}; @%p20 bra DUMPED;
+        shl.b32 %r42, %r40, 2; mov.u32 %r43, smem; add.u32 %r42, %r42, %r43; ld.shared.b32 %r44, [%r42+{from}]; add.u32 %r45, %r40, {first};
+        {} add.u32 %r40, %r40, %r41; bra DUMP; DUMPED:",
+        put("%r45", "%r44")
+    )
+}
+
+/// Threads fill `n` words from `smem` on with `tid`-dependent values, fence, meet; thread 0 goes on.
+pub fn fill(n: u32, fence: &str) -> String {
+    format!(
+        "mov.u32 %r1, smem; mov.u32 %r40, tid; mov.u32 %r41, %ntid.x; FILL: setp.ge.u32 %p20, %r40, {n}; @%p20 bra FILLED;
+        shl.b32 %r42, %r40, 2; add.u32 %r42, %r42, %r1; mul.lo.u32 %r43, %r40, 3; add.u32 %r43, %r43, 7; st.shared.b32 [%r42], %r43;
+        add.u32 %r40, %r40, %r41; bra FILL; FILLED: {fence} bar.sync 0; setp.ne.u32 %p1, tid, 0;"
+    )
+}
+
+/// What writers of shared memory execute before an asynchronous copy reads it.
+pub const FENCE: &str = "fence.proxy.async.shared::cta;";
