@@ -45,6 +45,10 @@ pub enum Error {
         /// The name found.
         got: String,
     },
+    /// What the GPU, or what stands in for it, refused or reported.
+    #[cfg(feature = "gpu")]
+    #[error(transparent)]
+    Gpu(#[from] v3_gpu::Error),
     /// What the f32 routines underneath refused.
     #[error(transparent)]
     Numerics(#[from] v3_numerics::Error),

@@ -83,6 +83,8 @@ mod cpu;
 mod driver;
 mod error;
 pub mod gemm;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 mod kept;
 pub mod linear;
 mod operand;

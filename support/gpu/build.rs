@@ -3,6 +3,9 @@
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=csrc");
+    if let Ok(root) = std::env::var("CARGO_MANIFEST_DIR") {
+        println!("cargo:include={root}/include");
+    }
     #[cfg(feature = "cuda")]
     driver_stub();
 }
