@@ -105,7 +105,7 @@ fn null_freed_and_wild_pointers() {
     assert_eq!(report.kind, Kind::OutOfBounds);
     assert!(report.message.contains("byte 0 of an allocation of 100 bytes"), "{report}");
     assert!(report.message.contains("that was freed"), "{report}");
-    assert_eq!(report.site.unwrap().ptx_line, report_line());
+    assert_eq!(report.site.as_ref().unwrap().ptx_line, report_line());
 }
 
 /// The line of the body in a module without global variables.
