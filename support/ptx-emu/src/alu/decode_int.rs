@@ -95,7 +95,7 @@ fn add(d: &mut Decoder<'_>, op: &mut Opcode<'_>, instruction: &Instruction, sub:
     match ty {
         Ty::U16 | Ty::S16 | Ty::U32 | Ty::S32 => bin32(d, op, instruction, ty, if sub { Bin32::Sub } else { Bin32::Add }),
         Ty::U64 | Ty::S64 => bin64(d, op, instruction, ty, if sub { Bin64::Sub } else { Bin64::Add }),
-        Ty::U16x2 | Ty::S16x2 => bin32(d, op, instruction, ty, if sub { Bin32::Sub16x2 } else { Bin32::Add16x2 }),
+        Ty::U16x2 | Ty::S16x2 if !sub => bin32(d, op, instruction, ty, Bin32::Add16x2),
         _ => Err(op.no_type(d)),
     }
 }

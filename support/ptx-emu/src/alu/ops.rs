@@ -62,7 +62,6 @@ lanewise! {
         AddSatS => (a as i32).saturating_add(b as i32) as u32,
         SubSatS => (a as i32).saturating_sub(b as i32) as u32,
         Add16x2 => both2(|x, y| x.wrapping_add(y) & 0xffff, a, b),
-        Sub16x2 => both2(|x, y| x.wrapping_sub(y) & 0xffff, a, b),
         Mul => a.wrapping_mul(b),
         MulHiS => ints::mul_hi_s(a, b),
         MulHiU => ints::mul_hi_u(a, b),

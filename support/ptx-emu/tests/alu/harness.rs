@@ -13,7 +13,8 @@ pub type Bits = u64;
 ///
 /// `%p` and `%q` are predicates, `%t0` to `%t9` 32-bit, `%w0` to `%w9` 64-bit and `%h0` to `%h9` 16-bit registers.
 pub fn run(body: &str, inputs: &[&str], output: &str, rows: &[Vec<Bits>]) -> Vec<Bits> {
-    try_run(body, inputs, output, rows, Config { checks: Checks::ALL, ..Config::default() }).unwrap_or_else(|report| panic!("{body}: {report}"))
+    try_run(body, inputs, output, rows, Config { checks: Checks::ALL, ..Config::default() })
+        .unwrap_or_else(|report| panic!("{body}: {report}"))
 }
 
 /// The same with these settings.
@@ -66,7 +67,13 @@ pub fn try_run(body: &str, inputs: &[&str], output: &str, rows: &[Vec<Bits>], co
     let result = memory.alloc(0, 8 * rows.len().max(1) as u64).unwrap();
     let blocks = rows.len().div_ceil(128) as u32;
     machine
-        .launch(stream, &loaded, "k", Shape::new(blocks, 128), &[Arg::from(input), Arg::from(result), Arg::from(rows.len() as u32)])
+        .launch(
+            stream,
+            &loaded,
+            "k",
+            Shape::new(blocks, 128),
+            &[Arg::from(input), Arg::from(result), Arg::from(rows.len() as u32)],
+        )
         .unwrap();
     machine.synchronize()?;
     let mut read = vec![0; 8 * rows.len()];
