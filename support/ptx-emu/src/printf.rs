@@ -1,7 +1,8 @@
 //! `vprintf`: what a kernel prints.
 
-use crate::cx::{Cx, LOCAL_WINDOW, WINDOW};
+use crate::cx::Cx;
 use crate::fault::{Exec, Fault};
+use crate::mem_ops::read_generic;
 use crate::report::Kind;
 use std::iter::Peekable;
 use std::str::Chars;
@@ -9,21 +10,12 @@ use std::str::Chars;
 /// Longest string that is read.
 const LONGEST: u64 = 1 << 16;
 
-/// Bytes at a generic address: in local or global memory.
-fn bytes(cx: &mut Cx<'_>, lane: usize, address: u64, to: &mut [u8]) -> Exec {
-    if (LOCAL_WINDOW..LOCAL_WINDOW + WINDOW).contains(&address) {
-        cx.warp.local.read(lane, (address - LOCAL_WINDOW) as u32, to)?;
-        return Ok(());
-    }
-    cx.env.memory.read(address, to).map_err(|e| Fault::at(Kind::OutOfBounds, lane, format!("printf: {e}")))
-}
-
 /// The bytes of a C string at a generic address, as text.
 pub fn c_string(cx: &mut Cx<'_>, lane: usize, address: u64) -> Exec<String> {
     let mut text = vec![];
     for i in 0..LONGEST {
         let mut byte = [0];
-        bytes(cx, lane, address.wrapping_add(i), &mut byte)?;
+        read_generic(cx, lane, address.wrapping_add(i), &mut byte)?;
         if byte[0] == 0 {
             return Ok(String::from_utf8_lossy(&text).into_owned());
         }
@@ -57,7 +49,7 @@ impl Arguments {
     fn next(&mut self, cx: &mut Cx<'_>, lane: usize, size: u64) -> Exec<u64> {
         self.offset = self.offset.next_multiple_of(size);
         let mut word = [0; 8];
-        bytes(cx, lane, self.address.wrapping_add(self.offset), &mut word[..size as usize])?;
+        read_generic(cx, lane, self.address.wrapping_add(self.offset), &mut word[..size as usize])?;
         self.offset += size;
         Ok(u64::from_le_bytes(word))
     }

@@ -107,7 +107,7 @@ pub fn exec(op: &Atomic, cx: &mut Cx<'_>) -> Exec<Step> {
     if matches!(op.sem.order, Order::Release | Order::AcqRel) {
         fence(Ordering::Release);
     }
-    let addresses = cx.address(&op.addr);
+    let addresses = place::addresses_of(cx, &op.addr);
     // Lanes that hit the same bytes do so in an order that nothing promises.
     let reverse = cx.env.config.seed != 0 && cx.rng.one_in(2);
     place::by_place(cx, op.space, &addresses, |cx, place, addresses, mask| {

@@ -1,12 +1,13 @@
 //! `ld`, `ldu`.
 
 use super::modifiers::{Family, MemSpace, Modifiers};
-use super::place::{self, Note, Place, Pointers, Shape};
+use super::place::{self, Locate, Note, Place, Shape, with_bytes};
 use crate::ast::{Instruction, Operand, Space};
 use crate::cx::{Cx, Step};
 use crate::decode::{Decoder, Result, bytes_of};
 use crate::fault::Exec;
-use crate::isa::{Addr, Reg, Width};
+use crate::isa::{Addr, Reg, Src, Width};
+use crate::machine::Launch;
 use crate::memory::Word;
 use crate::race::{AccessKind, Order, Sem};
 use crate::regs::{LANES, Lanes32, Lanes64, Mask};
@@ -101,21 +102,25 @@ pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<Lo
 
 /// Executes one.
 pub fn exec(op: &Load, cx: &mut Cx<'_>) -> Exec<Step> {
-    let addresses = cx.address(&op.addr);
+    if let (MemSpace::Param, Src::Param(base)) = (op.space, op.addr.base) {
+        uniform(op, cx, (base as u64).wrapping_add(op.addr.offset as u64))?;
+        return Ok(Step::Next);
+    }
+    let addresses = place::addresses_of(cx, &op.addr);
     place::by_place(cx, op.space, &addresses, |cx, place, addresses, mask| {
         match place {
             Place::Global => {
-                let pointers = place::global(cx, addresses, mask, &op.shape)?;
+                let bytes = place::find_global(cx, addresses, mask, &op.shape)?;
                 note(op, cx, place, addresses, mask)?;
                 // SAFETY: `global` has checked the pointers for the whole access, and nothing since can have freed what they point to.
-                unsafe { transfer::<false>(op, cx, &pointers, mask) };
+                with_bytes!(bytes, addresses, |at| unsafe { transfer::<_, false>(op, cx, at, mask) });
                 polled(cx, Space::Global, addresses, mask);
             }
             Place::Shared(rank) => {
-                let pointers = place::shared(cx, rank, addresses, mask, &op.shape)?;
+                let bytes = place::find_shared(cx, rank, addresses, mask, &op.shape)?;
                 note(op, cx, place, addresses, mask)?;
                 // SAFETY: `shared` has checked the pointers for the whole access, and nothing since can have moved what they point to.
-                unsafe { transfer::<true>(op, cx, &pointers, mask) };
+                with_bytes!(bytes, addresses, |at| unsafe { transfer::<_, true>(op, cx, at, mask) });
                 polled(cx, Space::Shared, addresses, mask);
             }
             Place::Local => return local(op, cx, addresses, mask),
@@ -153,10 +158,10 @@ fn note(op: &Load, cx: &mut Cx<'_>, place: Place, addresses: &Lanes64, mask: Mas
 /// # Safety
 /// Each pointer plus `at` is valid for reads; aligned, and written by others only atomically, unless `OWN`.
 #[inline(always)]
-unsafe fn gather<T: Word, const OWN: bool>(pointers: &Pointers, at: usize) -> [T; LANES] {
+unsafe fn gather<T: Word, L: Locate, const OWN: bool>(place: &L, at: usize) -> [T; LANES] {
     let mut values = [T::default(); LANES];
-    for (value, pointer) in values.iter_mut().zip(pointers) {
-        let from = pointer.wrapping_add(at);
+    for (lane, value) in values.iter_mut().enumerate() {
+        let from = place.at(lane).wrapping_add(at);
         // SAFETY: the caller promises it.
         *value = unsafe { if OWN { T::load_own(from) } else { T::load(from) } };
     }
@@ -187,7 +192,7 @@ fn put(op: &Load, cx: &mut Cx<'_>, reg: Reg, values: &Lanes64, mask: Mask) {
 ///
 /// # Safety
 /// Each pointer is valid for reads of the whole access; aligned, and written by others only atomically, unless `OWN`.
-unsafe fn transfer<const OWN: bool>(op: &Load, cx: &mut Cx<'_>, pointers: &Pointers, mask: Mask) {
+unsafe fn transfer<L: Locate, const OWN: bool>(op: &Load, cx: &mut Cx<'_>, place: &L, mask: Mask) {
     let element = op.shape.element as usize;
     for (i, reg) in op.dst.iter().enumerate() {
         let Some(reg) = *reg else { continue };
@@ -195,15 +200,15 @@ unsafe fn transfer<const OWN: bool>(op: &Load, cx: &mut Cx<'_>, pointers: &Point
         // SAFETY: the caller promises it for all of the access.
         unsafe {
             match (element, op.signed) {
-                (1, false) => put32(cx, reg, &gather::<u8, OWN>(pointers, at).map(u32::from), false, mask),
-                (1, true) => put32(cx, reg, &gather::<u8, OWN>(pointers, at).map(|v| v as i8 as u32), true, mask),
-                (2, false) => put32(cx, reg, &gather::<u16, OWN>(pointers, at).map(u32::from), false, mask),
-                (2, true) => put32(cx, reg, &gather::<u16, OWN>(pointers, at).map(|v| v as i16 as u32), true, mask),
-                (4, signed) => put32(cx, reg, &gather::<u32, OWN>(pointers, at), signed, mask),
-                (8, _) => cx.warp.regs.set64(reg, &gather::<u64, OWN>(pointers, at), mask),
+                (1, false) => put32(cx, reg, &gather::<u8, L, OWN>(place, at).map(u32::from), false, mask),
+                (1, true) => put32(cx, reg, &gather::<u8, L, OWN>(place, at).map(|v| v as i8 as u32), true, mask),
+                (2, false) => put32(cx, reg, &gather::<u16, L, OWN>(place, at).map(u32::from), false, mask),
+                (2, true) => put32(cx, reg, &gather::<u16, L, OWN>(place, at).map(|v| v as i16 as u32), true, mask),
+                (4, signed) => put32(cx, reg, &gather::<u32, L, OWN>(place, at), signed, mask),
+                (8, _) => cx.warp.regs.set64(reg, &gather::<u64, L, OWN>(place, at), mask),
                 _ => {
-                    let low = gather::<u64, OWN>(pointers, at);
-                    let high = gather::<u64, OWN>(pointers, at + 8);
+                    let low = gather::<u64, L, OWN>(place, at);
+                    let high = gather::<u64, L, OWN>(place, at + 8);
                     cx.warp.regs.set128(reg, &low, &high, mask);
                 }
             }
@@ -235,22 +240,38 @@ fn local(op: &Load, cx: &mut Cx<'_>, addresses: &Lanes64, mask: Mask) -> Exec {
     Ok(())
 }
 
+/// A little-endian word of parameter memory; what is outside is 0.
+fn word(launch: &Launch, at: u64, bytes: usize) -> u64 {
+    let mut word = [0; 8];
+    let from = usize::try_from(at).ok().and_then(|at| launch.params.get(at..)?.get(..bytes)).unwrap_or(&[]);
+    word[..from.len()].copy_from_slice(from);
+    u64::from_le_bytes(word)
+}
+
+/// Kernel parameters at an address that is the same for all lanes.
+fn uniform(op: &Load, cx: &mut Cx<'_>, address: u64) -> Exec {
+    let mask = cx.mask;
+    place::param(cx.launch, &[address; LANES], mask & mask.wrapping_neg(), &op.shape)?;
+    for (i, reg) in op.dst.iter().enumerate() {
+        let Some(reg) = *reg else { continue };
+        let at = address + i as u64 * u64::from(op.shape.element);
+        if op.shape.element == 16 {
+            let (low, high) = (word(cx.launch, at, 8), word(cx.launch, at + 8, 8));
+            cx.warp.regs.set128(reg, &[low; LANES], &[high; LANES], mask);
+        } else {
+            let value = word(cx.launch, at, op.shape.element as usize);
+            put(op, cx, reg, &[value; LANES], mask);
+        }
+    }
+    Ok(())
+}
+
 /// Kernel parameters.
 fn param(op: &Load, cx: &mut Cx<'_>, addresses: &Lanes64, mask: Mask) -> Exec {
     place::param(cx.launch, addresses, mask, &op.shape)?;
-    let element = op.shape.element as usize;
     let launch = cx.launch;
-    let word = |at: u64, bytes: usize| {
-        let mut word = [0; 8];
-        let from = launch.params.get(at as usize..).and_then(|p| p.get(..bytes)).unwrap_or(&[]);
-        word[..from.len()].copy_from_slice(from);
-        u64::from_le_bytes(word)
-    };
-    let first = addresses[mask.trailing_zeros() as usize % LANES];
-    let uniform = addresses.iter().all(|&a| a == first);
-    let gather = |at: u64, bytes: usize| -> Lanes64 {
-        if uniform { [word(first + at, bytes); LANES] } else { addresses.map(|a| word(a.wrapping_add(at), bytes)) }
-    };
+    let element = op.shape.element as usize;
+    let gather = |at: u64, bytes: usize| addresses.map(|a| word(launch, a.wrapping_add(at), bytes));
     for (i, reg) in op.dst.iter().enumerate() {
         let Some(reg) = *reg else { continue };
         let at = (i * element) as u64;

@@ -9,10 +9,7 @@ mod rmw;
 mod store;
 
 pub use modifiers::MemSpace;
-pub use place::{
-    Note, Place, Pointers, Shape, by_place, global, global_range, local, note_access, place_of, read_generic, shared,
-    shared_address, shared_range,
-};
+pub use place::{Note, Place, Shape, by_place, global, note_access, place_of, read_generic, shared};
 
 use crate::ast::Instruction;
 use crate::cx::{Cx, Step};

@@ -89,8 +89,6 @@ pub struct Modifiers {
     pub param: Option<bool>,
     /// Order and scope.
     pub sem: Sem,
-    /// `.mmio`
-    pub mmio: bool,
     /// `.nc`
     pub non_coherent: bool,
     /// `.L2::cache_hint`: one more operand.
@@ -198,7 +196,6 @@ impl Modifiers {
             space,
             param,
             sem: if strong { Sem::new(order, scope_.unwrap_or(Scope::Gpu)) } else { Sem::WEAK },
-            mmio: mmio.is_some(),
             non_coherent: nc.is_some(),
             cache_hint: hint.is_some(),
             noftz: noftz.is_some(),

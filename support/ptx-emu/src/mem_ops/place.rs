@@ -1,8 +1,9 @@
 //! Where addresses lie, and whether an access there is allowed: what all memory instructions, asynchronous ones too, have in common.
 
 use super::modifiers::MemSpace;
-use crate::cx::{Block, Cx, LOCAL_WINDOW, PARAM_WINDOW, SHARED_RANK_SHIFT, SHARED_START, SHARED_WINDOW, WINDOW};
+use crate::cx::{Cx, LOCAL_WINDOW, PARAM_WINDOW, SHARED_RANK_SHIFT, SHARED_START, SHARED_WINDOW, WINDOW};
 use crate::fault::{Exec, Fault};
+use crate::isa::{Addr, Src, Width};
 use crate::machine::{Env, Launch};
 use crate::memory::{Allocation, SharedMemory, View};
 use crate::race::{Access as RaceAccess, AccessKind, Sem, Space as RaceSpace};
@@ -52,6 +53,104 @@ impl Shape {
 /// Where each lane's bytes are on the host. Lanes that do not execute have the address of one that does.
 pub type Pointers = [*mut u8; LANES];
 
+/// What resolving addresses gives.
+pub enum Bytes {
+    /// All lanes are in one piece of memory: `base` is the address of the byte at `data`.
+    Together {
+        /// On the host.
+        data: *mut u8,
+        /// In the emulated address space.
+        base: u64,
+    },
+    /// Each has its own.
+    Apart(Box<Pointers>),
+}
+
+impl Bytes {
+    /// By lane.
+    pub fn pointers(&self, addresses: &Lanes64) -> Pointers {
+        match *self {
+            Bytes::Together { data, base } => {
+                let together = Together { data, base, addresses };
+                std::array::from_fn(|lane| together.at(lane))
+            }
+            Bytes::Apart(ref pointers) => **pointers,
+        }
+    }
+}
+
+/// Where a lane's bytes are on the host.
+pub trait Locate {
+    /// Of one lane.
+    fn at(&self, lane: usize) -> *mut u8;
+}
+
+impl Locate for Pointers {
+    #[inline(always)]
+    fn at(&self, lane: usize) -> *mut u8 {
+        self[lane]
+    }
+}
+
+/// See [`Bytes::Together`].
+pub struct Together<'a> {
+    /// On the host.
+    pub data: *mut u8,
+    /// Of `data` in the emulated address space.
+    pub base: u64,
+    /// By lane.
+    pub addresses: &'a Lanes64,
+}
+
+impl Locate for Together<'_> {
+    #[inline(always)]
+    fn at(&self, lane: usize) -> *mut u8 {
+        self.data.wrapping_add(self.addresses[lane].wrapping_sub(self.base) as usize)
+    }
+}
+
+/// Evaluates an expression with `$locate` bound to what implements [`Locate`] for these bytes.
+macro_rules! with_bytes {
+    ($bytes:expr, $addresses:expr, |$locate:ident| $body:expr) => {
+        match $bytes {
+            $crate::mem_ops::place::Bytes::Together { data, base } => {
+                let $locate = &$crate::mem_ops::place::Together { data, base, addresses: $addresses };
+                $body
+            }
+            $crate::mem_ops::place::Bytes::Apart(pointers) => {
+                let $locate = &*pointers;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_bytes;
+
+/// The addresses of an operand.
+#[inline]
+pub fn addresses_of(cx: &Cx<'_>, addr: &Addr) -> Lanes64 {
+    match addr.base {
+        // One pass, without a copy in between.
+        Src::Reg(reg) if reg.width == Width::W64 => {
+            let row = cx.warp.regs.r64(reg.slot);
+            let mut result = [0; LANES];
+            for (to, from) in result.iter_mut().zip(row) {
+                *to = from.wrapping_add(addr.offset as u64);
+            }
+            result
+        }
+        Src::Reg(reg) if reg.width == Width::W32 => {
+            let row = cx.warp.regs.r32(reg.slot);
+            let mut result = [0; LANES];
+            for (to, from) in result.iter_mut().zip(row) {
+                *to = u64::from(*from).wrapping_add(addr.offset as u64);
+            }
+            result
+        }
+        _ => cx.address(addr),
+    }
+}
+
 /// Where a shared address lies: rank and offset. `within`: only the executing block's own memory counts (`.shared::cta`).
 fn shared_place(address: u64, rank: usize, ranks: usize, within: bool) -> Result<(usize, u64), String> {
     let code = address >> SHARED_RANK_SHIFT;
@@ -99,20 +198,21 @@ pub fn shared_address(space: MemSpace, address: u64, rank: usize, ranks: usize, 
     }
 }
 
-/// Addresses with those of lanes that do not execute replaced by that of one that does.
+/// Replaces the addresses of lanes that do not execute by that of one that does.
 #[inline]
-pub fn executing(addresses: &Lanes64, mask: Mask) -> Lanes64 {
+fn fill(addresses: &mut Lanes64, mask: Mask) {
     if mask == Mask::MAX {
-        return *addresses;
+        return;
     }
     let first = addresses[mask.trailing_zeros() as usize % LANES];
-    std::array::from_fn(|i| {
+    for (i, address) in addresses.iter_mut().enumerate() {
         let keep = u64::from(mask >> i & 1).wrapping_neg();
-        addresses[i] & keep | first & !keep
-    })
+        *address = *address & keep | first & !keep;
+    }
 }
 
-/// Calls `f` with the lanes at each place and their addresses there, inactive lanes filled as by [`executing`].
+/// Calls `f` with the lanes at each place and their addresses there, those of lanes that do not execute
+/// replaced by that of one that does.
 #[inline]
 pub fn by_place(
     cx: &mut Cx<'_>,
@@ -124,7 +224,14 @@ pub fn by_place(
     if mask == 0 {
         return Ok(());
     }
-    let all = executing(addresses, mask);
+    let mut filled;
+    let all = if mask == Mask::MAX {
+        addresses
+    } else {
+        filled = *addresses;
+        fill(&mut filled, mask);
+        &filled
+    };
     // The usual cases: nothing to translate, all lanes at one place.
     let simple = match space {
         MemSpace::Global | MemSpace::Const => Some(Place::Global),
@@ -139,7 +246,7 @@ pub fn by_place(
         }
     };
     if let Some(place) = simple {
-        return f(cx, place, &all, mask);
+        return f(cx, place, all, mask);
     }
     let (rank, ranks) = (cx.rank, cx.blocks.len());
     let mut rest = mask;
@@ -157,16 +264,17 @@ pub fn by_place(
         }
         rest &= !same;
         if let Some(place) = here {
-            f(cx, place, &executing(&translated, same), same)?;
+            fill(&mut translated, same);
+            f(cx, place, &translated, same)?;
         }
     }
     Ok(())
 }
 
-/// Pointers to where addresses lie in `size` bytes that begin at `base` and at `data`, if all are inside and aligned.
+/// Whether all accesses of `bytes` bytes are inside the `size` bytes from `base` on, and aligned.
 #[inline(always)]
-fn point(addresses: &Lanes64, base: u64, size: u64, bytes: u32, data: *mut u8) -> Option<Pointers> {
-    let limit = size.checked_sub(u64::from(bytes))?;
+fn inside(addresses: &Lanes64, base: u64, size: u64, bytes: u32) -> bool {
+    let Some(limit) = size.checked_sub(u64::from(bytes)) else { return false };
     let (mut outside, mut low) = (0, 0);
     for &address in addresses {
         let offset = address.wrapping_sub(base);
@@ -174,10 +282,7 @@ fn point(addresses: &Lanes64, base: u64, size: u64, bytes: u32, data: *mut u8) -
         outside |= offset | limit.wrapping_sub(offset);
         low |= address;
     }
-    if outside >> 63 != 0 || low & u64::from(bytes - 1) != 0 {
-        return None;
-    }
-    Some(std::array::from_fn(|i| data.wrapping_add((addresses[i].wrapping_sub(base)) as usize)))
+    outside >> 63 == 0 && low & u64::from(bytes - 1) == 0
 }
 
 /// Bytes of which some were written, as both kinds of memory keep them.
@@ -238,6 +343,17 @@ fn unwritten_lane(memory: &impl Written, addresses: &Lanes64, base: u64, mask: M
 /// Resolves the addresses of global memory that lanes access: checks bounds, alignment, permission and whether what is read was
 /// written; notes what is written. The pointers are good until the block's next access.
 pub fn global(cx: &mut Cx<'_>, addresses: &Lanes64, mask: Mask, shape: &Shape) -> Exec<Pointers> {
+    Ok(find_global(cx, addresses, mask, shape)?.pointers(addresses))
+}
+
+/// The same as [`global`] for shared memory of the block of this rank. The pointers are good while nothing else uses its bytes.
+pub fn shared(cx: &mut Cx<'_>, rank: usize, addresses: &Lanes64, mask: Mask, shape: &Shape) -> Exec<Pointers> {
+    Ok(find_shared(cx, rank, addresses, mask, shape)?.pointers(addresses))
+}
+
+/// What [`global`] does.
+#[inline]
+pub fn find_global(cx: &mut Cx<'_>, addresses: &Lanes64, mask: Mask, shape: &Shape) -> Exec<Bytes> {
     let first = mask.trailing_zeros() as usize % LANES;
     let (device, site) = (cx.launch.device, cx.site);
     let Some(block) = cx.blocks.get_mut(cx.rank) else { return Err(Fault::new(Kind::Unsupported, "no such block")) };
@@ -245,7 +361,7 @@ pub fn global(cx: &mut Cx<'_>, addresses: &Lanes64, mask: Mask, shape: &Shape) -
     if let Some(found) = block.view.current(device, site, addresses[first])
         && !(shape.writes && found.constant())
         && (!shape.constant || found.constant())
-        && let Some(pointers) = point(addresses, found.base(), found.size(), shape.bytes, found.pointer())
+        && inside(addresses, found.base(), found.size(), shape.bytes)
     {
         if found.tracked() {
             if shape.reads
@@ -254,19 +370,21 @@ pub fn global(cx: &mut Cx<'_>, addresses: &Lanes64, mask: Mask, shape: &Shape) -
                 return Err(unwritten_fault(cx.env, device, lane, addresses[lane], found.base() + at, shape));
             }
             if shape.writes {
-                if mask == Mask::MAX && consecutive(addresses, shape.bytes) {
-                    found.define(addresses[0] - found.base(), u64::from(shape.bytes) * LANES as u64);
-                } else {
-                    for lane in lanes(mask) {
-                        found.define(addresses[lane] - found.base(), u64::from(shape.bytes));
-                    }
-                }
+                define(found, addresses, mask, shape);
             }
         }
-        return Ok(pointers);
+        return Ok(Bytes::Together { data: found.pointer(), base: found.base() });
     }
-    // In several allocations, or something is wrong.
-    let mut pointers = [std::ptr::null_mut(); LANES];
+    scattered(cx, addresses, mask, shape)
+}
+
+/// [`find_global`] where lanes access several allocations, or something is wrong.
+#[cold]
+fn scattered(cx: &mut Cx<'_>, addresses: &Lanes64, mask: Mask, shape: &Shape) -> Exec<Bytes> {
+    let first = mask.trailing_zeros() as usize % LANES;
+    let (device, site) = (cx.launch.device, cx.site);
+    let block = &mut cx.blocks[cx.rank];
+    let mut pointers = Box::new([std::ptr::null_mut(); LANES]);
     for lane in lanes(mask) {
         pointers[lane] = global_lane(&mut block.view, cx.env, device, site, lane, addresses[lane], shape)?;
     }
@@ -276,7 +394,20 @@ pub fn global(cx: &mut Cx<'_>, addresses: &Lanes64, mask: Mask, shape: &Shape) -
             *pointer = any;
         }
     }
-    Ok(pointers)
+    Ok(Bytes::Apart(pointers))
+}
+
+/// Notes that lanes write.
+#[inline]
+fn define(found: &Allocation, addresses: &Lanes64, mask: Mask, shape: &Shape) {
+    let (base, bytes) = (found.base(), u64::from(shape.bytes));
+    if mask == Mask::MAX && consecutive(addresses, shape.bytes) {
+        return found.define(addresses[0] - base, bytes * LANES as u64);
+    }
+    let (low, high) = span(addresses, base);
+    if high - low > NEAR || found.first_undefined(low, high - low + bytes).is_some() {
+        lanes(mask).for_each(|lane| found.define(addresses[lane] - base, bytes));
+    }
 }
 
 fn unwritten_fault(env: &Env, device: u32, lane: usize, address: u64, at: u64, shape: &Shape) -> Box<Fault> {
@@ -310,7 +441,7 @@ fn global_lane(view: &mut View, env: &Env, device: u32, site: u32, lane: usize, 
             return fault(Kind::OutOfBounds, &what);
         }
     };
-    if address % bytes != 0 {
+    if !address.is_multiple_of(bytes) {
         return fault(Kind::Misaligned, &format!("the address is not a multiple of {bytes}"));
     }
     if shape.writes && found.constant() {
@@ -331,17 +462,16 @@ fn global_lane(view: &mut View, env: &Env, device: u32, site: u32, lane: usize, 
     Ok(found.pointer().wrapping_add(offset as usize))
 }
 
-/// The same as [`global`] for shared memory of the block of this rank. The pointers are good while nothing else uses its bytes.
-pub fn shared(cx: &mut Cx<'_>, rank: usize, addresses: &Lanes64, mask: Mask, shape: &Shape) -> Exec<Pointers> {
+/// What [`shared`] does.
+#[inline]
+pub fn find_shared(cx: &mut Cx<'_>, rank: usize, addresses: &Lanes64, mask: Mask, shape: &Shape) -> Exec<Bytes> {
     let Some(block) = cx.blocks.get_mut(rank) else { return Err(Fault::new(Kind::Unsupported, "no such block")) };
     let memory = &mut block.shared;
     let start = u64::from(SHARED_START);
-    let size = memory.size();
-    // `point` checks what lies behind the reserved bytes.
-    let data = memory.data.as_mut_ptr().wrapping_add(SHARED_START as usize);
-    let Some(pointers) = size.checked_sub(start).and_then(|size| point(addresses, start, size, shape.bytes, data)) else {
+    // Only what lies behind the reserved bytes.
+    if !memory.size().checked_sub(start).is_some_and(|size| inside(addresses, start, size, shape.bytes)) {
         return Err(shared_fault(memory, rank, addresses, mask, shape));
-    };
+    }
     if memory.tracked() {
         if shape.reads
             && let Some((lane, at)) = unwritten_lane(memory, addresses, 0, mask, shape)
@@ -351,18 +481,18 @@ pub fn shared(cx: &mut Cx<'_>, rank: usize, addresses: &Lanes64, mask: Mask, sha
             return Err(Fault::at(Kind::UninitializedMemory, lane, message));
         }
         if shape.writes {
+            let bytes = u64::from(shape.bytes);
             if mask == Mask::MAX && consecutive(addresses, shape.bytes) {
-                memory.define(addresses[0], u64::from(shape.bytes) * LANES as u64);
+                memory.define(addresses[0], bytes * LANES as u64);
             } else {
-                for lane in lanes(mask) {
-                    memory.define(addresses[lane], u64::from(shape.bytes));
-                }
+                lanes(mask).for_each(|lane| memory.define(addresses[lane], bytes));
             }
         }
     }
-    Ok(pointers)
+    Ok(Bytes::Together { data: memory.data.as_mut_ptr(), base: 0 })
 }
 
+#[cold]
 fn shared_fault(memory: &SharedMemory, rank: usize, addresses: &Lanes64, mask: Mask, shape: &Shape) -> Box<Fault> {
     let bytes = u64::from(shape.bytes);
     let head = |lane: usize| format!("{} {bytes} bytes at shared address {:#x}", shape.verb(), addresses[lane]);
@@ -374,7 +504,7 @@ fn shared_fault(memory: &SharedMemory, rank: usize, addresses: &Lanes64, mask: M
         };
         return Fault::at(Kind::OutOfBounds, lane, format!("{}: {what}", head(lane)));
     }
-    let lane = lanes(mask).find(|&i| addresses[i] % bytes != 0).unwrap_or(0);
+    let lane = lanes(mask).find(|&i| !addresses[i].is_multiple_of(bytes)).unwrap_or(0);
     Fault::at(Kind::Misaligned, lane, format!("{}: the address is not a multiple of {bytes}", head(lane)))
 }
 
@@ -390,12 +520,15 @@ pub fn local(cx: &Cx<'_>, addresses: &Lanes64, mask: Mask, shape: &Shape) -> Exe
     let fault = |kind: Kind, lane: usize, what: String| {
         Err(Fault::at(kind, lane, format!("{} {bytes} bytes at local address {:#x}: {what}", shape.verb(), addresses[lane])))
     };
+    if inside(addresses, 0, end, shape.bytes) {
+        return Ok(());
+    }
     for lane in lanes(mask) {
         let address = addresses[lane];
         if address.checked_add(bytes).is_none_or(|e| e > end) {
             return fault(Kind::OutOfBounds, lane, format!("the variables of the thread end at {end:#x}"));
         }
-        if address % bytes != 0 {
+        if !address.is_multiple_of(bytes) {
             return fault(Kind::Misaligned, lane, format!("the address is not a multiple of {bytes}"));
         }
     }
@@ -417,7 +550,7 @@ pub fn param(launch: &Launch, addresses: &Lanes64, mask: Mask, shape: &Shape) ->
         if address.checked_add(bytes).is_none_or(|e| e > end) {
             return fault(Kind::OutOfBounds, lane, format!("the kernel has {end} bytes of parameters"));
         }
-        if address % bytes != 0 {
+        if !address.is_multiple_of(bytes) {
             return fault(Kind::Misaligned, lane, format!("the address is not a multiple of {bytes}"));
         }
     }
@@ -462,15 +595,10 @@ pub fn note_access(cx: &mut Cx<'_>, place: Place, addresses: &Lanes64, mask: Mas
     Ok(detector.race.access(warp, &access)?)
 }
 
-/// A shape of plain bytes.
-fn bytewise(reads: bool) -> Shape {
-    Shape { bytes: 1, element: 1, used: 1, reads, writes: !reads, constant: false }
-}
-
 /// Reads bytes of one lane at a generic address, as a C function of the device would: each must be accessible and written.
 pub fn read_generic(cx: &mut Cx<'_>, lane: usize, address: u64, to: &mut [u8]) -> Exec {
     let (rank, ranks) = (cx.rank, cx.blocks.len());
-    let shape = bytewise(true);
+    let shape = Shape { bytes: 1, element: 1, used: 1, reads: true, writes: false, constant: false };
     let mask = 1 << lane;
     for (i, byte) in to.iter_mut().enumerate() {
         let at = address.wrapping_add(i as u64);
@@ -498,23 +626,6 @@ pub fn read_generic(cx: &mut Cx<'_>, lane: usize, address: u64, to: &mut [u8]) -
         };
     }
     Ok(())
-}
-
-/// The shared memory at a rank, for operations that work on ranges; an error names what is wrong with the range.
-pub fn shared_range<'a>(blocks: &'a mut [Block], rank: usize, address: u32, len: u64, what: &str) -> Exec<&'a mut SharedMemory> {
-    let ranks = blocks.len();
-    let Some(block) = blocks.get_mut(rank) else {
-        return Err(Fault::new(Kind::OutOfBounds, format!("{what}: no block of rank {rank} in a cluster of {ranks}")));
-    };
-    if !block.shared.holds(u64::from(address), len) {
-        let end = block.shared.size();
-        let message = format!(
-            "{what}: {len} bytes at shared address {address:#x} of the block of rank {rank}, which has the addresses \
-             {SHARED_START:#x} to {end:#x}"
-        );
-        return Err(Fault::new(Kind::OutOfBounds, message));
-    }
-    Ok(&mut block.shared)
 }
 
 /// The allocation that holds a range of global memory, for operations that work on ranges; an error names what is wrong. It may be held for

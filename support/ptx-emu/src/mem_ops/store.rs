@@ -2,7 +2,7 @@
 
 use super::load::{check_vector, policy};
 use super::modifiers::{Family, MemSpace, Modifiers};
-use super::place::{self, Note, Place, Pointers, Shape};
+use super::place::{self, Locate, Note, Place, Shape, with_bytes};
 use crate::ast::{Instruction, Operand};
 use crate::cx::{Cx, Step};
 use crate::decode::{Decoder, Result, bytes_of};
@@ -70,23 +70,23 @@ pub fn exec(op: &Store, cx: &mut Cx<'_>) -> Exec<Step> {
     if matches!(op.sem.order, Order::Release) {
         fence(Ordering::Release);
     }
-    let addresses = cx.address(&op.addr);
+    let addresses = place::addresses_of(cx, &op.addr);
     place::by_place(cx, op.space, &addresses, |cx, place, addresses, mask| {
         if op.checks {
             check_sources(op, cx, place, mask)?;
         }
         let changed = match place {
             Place::Global => {
-                let pointers = place::global(cx, addresses, mask, &op.shape)?;
+                let bytes = place::find_global(cx, addresses, mask, &op.shape)?;
                 note(op, cx, place, addresses, mask)?;
                 // SAFETY: `global` has checked the pointers for the whole access, and nothing since can have freed what they point to.
-                unsafe { transfer::<false>(op, cx, &pointers, mask) }
+                with_bytes!(bytes, addresses, |at| unsafe { transfer::<_, false>(op, cx, at, mask) })
             }
             Place::Shared(rank) => {
-                let pointers = place::shared(cx, rank, addresses, mask, &op.shape)?;
+                let bytes = place::find_shared(cx, rank, addresses, mask, &op.shape)?;
                 note(op, cx, place, addresses, mask)?;
                 // SAFETY: `shared` has checked the pointers for the whole access, and nothing since can have moved what they point to.
-                unsafe { transfer::<true>(op, cx, &pointers, mask) }
+                with_bytes!(bytes, addresses, |at| unsafe { transfer::<_, true>(op, cx, at, mask) })
             }
             Place::Local => local(op, cx, addresses, mask)?,
             Place::Param => return place::param(cx.launch, addresses, mask, &op.shape),
@@ -144,8 +144,8 @@ fn note(op: &Store, cx: &mut Cx<'_>, place: Place, addresses: &Lanes64, mask: Ma
 /// # Safety
 /// Each pointer of `mask` plus `at` is valid for writes; aligned, and accessed by others only atomically, unless `OWN`.
 #[inline(always)]
-unsafe fn scatter<T: Word + PartialEq, const OWN: bool>(
-    pointers: &Pointers,
+unsafe fn scatter<T: Word + PartialEq, L: Locate, const OWN: bool>(
+    place: &L,
     at: usize,
     values: &[T; LANES],
     mask: Mask,
@@ -153,20 +153,25 @@ unsafe fn scatter<T: Word + PartialEq, const OWN: bool>(
 ) -> bool {
     // SAFETY: the caller promises it.
     let load = |i: usize| unsafe {
-        let from = pointers[i].wrapping_add(at);
+        let from = place.at(i).wrapping_add(at);
         if OWN { T::load_own(from) } else { T::load(from) }
     };
     // SAFETY: the caller promises it.
     let store = |i: usize| unsafe {
-        let to = pointers[i].wrapping_add(at);
+        let to = place.at(i).wrapping_add(at);
         if OWN { T::store_own(to, values[i]) } else { T::store(to, values[i]) }
     };
-    let changed = ask && lanes(mask).any(|i| load(i) != values[i]);
     if mask == Mask::MAX {
+        // Mostly the first lane tells.
+        let mut changed = ask && load(0) != values[0];
+        if ask && !changed {
+            changed = (1..LANES).fold(false, |changed, i| changed | (load(i) != values[i]));
+        }
         (0..LANES).for_each(store);
-    } else {
-        lanes(mask).for_each(store);
+        return changed;
     }
+    let changed = ask && lanes(mask).any(|i| load(i) != values[i]);
+    lanes(mask).for_each(store);
     changed
 }
 
@@ -174,7 +179,7 @@ unsafe fn scatter<T: Word + PartialEq, const OWN: bool>(
 ///
 /// # Safety
 /// Each pointer is valid for writes of the whole access; aligned, and accessed by others only atomically, unless `OWN`.
-unsafe fn transfer<const OWN: bool>(op: &Store, cx: &Cx<'_>, pointers: &Pointers, mask: Mask) -> bool {
+unsafe fn transfer<L: Locate, const OWN: bool>(op: &Store, cx: &Cx<'_>, place: &L, mask: Mask) -> bool {
     let ask = cx.env.config.threads <= 1;
     let element = op.shape.element as usize;
     let mut changed = false;
@@ -184,15 +189,15 @@ unsafe fn transfer<const OWN: bool>(op: &Store, cx: &Cx<'_>, pointers: &Pointers
         // SAFETY: the caller promises it for all of the access.
         changed |= unsafe {
             match (element, source) {
-                (1, _) => scatter::<u8, OWN>(pointers, at, &cx.get32(source).map(|v| v as u8), mask, ask),
-                (2, _) => scatter::<u16, OWN>(pointers, at, &cx.get32(source).map(|v| v as u16), mask, ask),
-                (4, _) => scatter::<u32, OWN>(pointers, at, &cx.get32(source), mask, ask),
+                (1, _) => scatter::<u8, L, OWN>(place, at, &cx.get32(source).map(|v| v as u8), mask, ask),
+                (2, _) => scatter::<u16, L, OWN>(place, at, &cx.get32(source).map(|v| v as u16), mask, ask),
+                (4, _) => scatter::<u32, L, OWN>(place, at, &cx.get32(source), mask, ask),
                 (16, Src::Reg(reg)) => {
                     let (low, high) = cx.get128(*reg);
-                    let first = scatter::<u64, OWN>(pointers, at, &low, mask, ask);
-                    scatter::<u64, OWN>(pointers, at + 8, &high, mask, ask) | first
+                    let first = scatter::<u64, L, OWN>(place, at, &low, mask, ask);
+                    scatter::<u64, L, OWN>(place, at + 8, &high, mask, ask) | first
                 }
-                _ => scatter::<u64, OWN>(pointers, at, &cx.get64(source), mask, ask),
+                _ => scatter::<u64, L, OWN>(place, at, &cx.get64(source), mask, ask),
             }
         };
     }

@@ -97,12 +97,18 @@ impl LocalMemory {
         self.words[at..].first_chunk_mut().expect("a row for each 4 bytes reached")
     }
 
+    /// Whether all addresses, those of lanes that do not execute too, are the same one.
+    #[inline]
+    fn uniform(addresses: &Lanes64) -> bool {
+        addresses.iter().fold(0, |bits, a| bits | a ^ addresses[0]) == 0
+    }
+
     /// Loads 1, 2, 4 or 8 bytes by lane, zero-extended. Addresses are multiples of `bytes`. Lanes outside of `mask` get anything.
     pub fn load(&mut self, addresses: &Lanes64, bytes: u32, mask: Mask) -> Exec<Lanes64> {
         let mut values = [0; LANES];
         let Some(first) = lanes(mask).next() else { return Ok(values) };
         let at = addresses[first];
-        if bytes >= 4 && lanes(mask).all(|i| addresses[i] == at) {
+        if bytes >= 4 && Self::uniform(addresses) {
             self.reach(at.saturating_add(u64::from(bytes)))?;
             values = self.row(at).map(u64::from);
             if bytes == 8 {
@@ -129,7 +135,7 @@ impl LocalMemory {
         let Some(first) = lanes(mask).next() else { return Ok(false) };
         let at = addresses[first];
         let mut changed = 0;
-        if bytes >= 4 && lanes(mask).all(|i| addresses[i] == at) {
+        if bytes >= 4 && Self::uniform(addresses) {
             self.reach(at.saturating_add(u64::from(bytes)))?;
             for part in 0..bytes / 4 {
                 let row = self.row(at + 4 * u64::from(part));
@@ -171,6 +177,10 @@ impl LocalMemory {
     /// The lanes in which any of these bytes was written. Registers are defined or not as a whole: structs with holes, copied a word at a
     /// time, must stay usable.
     pub fn defined(&mut self, addresses: &Lanes64, bytes: u32, mask: Mask) -> Exec<Mask> {
+        if Self::uniform(addresses) {
+            self.reach(addresses[0].saturating_add(u64::from(bytes)))?;
+            return Ok(self.defined[addresses[0] as usize..][..bytes as usize].iter().fold(0, |any, &byte| any | byte) & mask);
+        }
         let mut result = 0;
         for lane in lanes(mask) {
             self.reach(addresses[lane].saturating_add(u64::from(bytes)))?;
@@ -182,6 +192,13 @@ impl LocalMemory {
 
     /// Sets in which of `mask`'s lanes these bytes count as written.
     pub fn define(&mut self, addresses: &Lanes64, bytes: u32, value: Mask, mask: Mask) -> Exec {
+        if Self::uniform(addresses) {
+            self.reach(addresses[0].saturating_add(u64::from(bytes)))?;
+            for byte in &mut self.defined[addresses[0] as usize..][..bytes as usize] {
+                *byte = *byte & !mask | value & mask;
+            }
+            return Ok(());
+        }
         for lane in lanes(mask) {
             self.reach(addresses[lane].saturating_add(u64::from(bytes)))?;
             let at = addresses[lane] as usize;
