@@ -52,6 +52,8 @@ pub enum Wait {
     GridDependency,
     /// That the block's pool has this many registers a thread for the warp (`setmaxnreg.inc`).
     Registers { count: u32 },
+    /// A whole warpgroup's arrival at the matrix instruction of this number.
+    Warpgroup { number: u64 },
 }
 
 /// Lanes that execute together.

@@ -515,11 +515,16 @@ fn what_the_warps_must_agree_on() {
     assert!(found.message.contains("for B"), "{found}");
     let lane = "setp.ne.u32 %q2, %t, 5;\nselp.b64 %da, %da, %db, %q2;\n";
     assert_eq!(report(&format!("{FENCE}{lane}"), COMMIT_AND_WAIT).kind, Kind::Divergence);
-    // Warp 3 leaves before the instruction.
-    let leaves = "setp.ge.u32 %q2, %t, 96;\n@%q2 exit;\n";
-    let found = report(&format!("{FENCE}{leaves}"), COMMIT_AND_WAIT);
+    // Warp 3 leaves before the instruction: the others wait for it, or are done before it shows.
+    let leaves = format!("{FENCE}setp.ge.u32 %q2, %t, 96;\n@%q2 exit;\n");
+    let found = report(&leaves, COMMIT_AND_WAIT);
+    assert_eq!(found.kind, Kind::Deadlock);
+    assert!(found.to_string().contains("for warps 3 of its warpgroup"), "{found}");
+    let mut alone = sequence(&leaves, COMMIT_AND_WAIT);
+    alone.config.checks = Checks { races: false, ..Checks::ALL };
+    let found = alone.report(&[&image, &old]);
     assert_eq!(found.kind, Kind::Divergence);
-    assert!(found.message.contains("warps 3"), "{found}");
+    assert!(found.message.contains("not executed by warps 3"), "{found}");
     // A block of three warps has no warpgroup.
     let mut small = sequence(FENCE, COMMIT_AND_WAIT);
     small.shape = Shape::new(1, 96).shared(DYNAMIC as u32);

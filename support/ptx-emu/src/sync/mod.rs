@@ -150,7 +150,10 @@ pub fn satisfied(wait: &Wait, group: &Group, warp: &Warp, rank: usize, blocks: &
         Wait::ClusterBarrier { generation } => cluster.barrier.generation > generation,
         Wait::Mbarrier { rank, address, parity } => mbarrier::passed(blocks, rank, address, parity),
         Wait::Registers { count } => blocks.get(rank).is_none_or(|b| misc::enough_registers(b, warp.index, count)),
-        // Waits of others: the engine's own, and those of matrix instructions.
+        Wait::Warpgroup { number } => {
+            blocks.get(rank).is_none_or(|b| crate::tensor_ops::satisfied(b, warp.index as usize, number))
+        }
+        // The engine's own.
         Wait::Converge(_) | Wait::GridDependency => false,
     }
 }
@@ -168,6 +171,7 @@ pub fn describe(wait: &Wait, warp: &Warp, rank: usize, blocks: &[Block], cluster
         Wait::Registers { count } => misc::describe(block, warp.index, count),
         Wait::Converge(mask) => format!("waits for lanes {mask:#010x} of its warp"),
         Wait::GridDependency => "waits for the launches before it".into(),
+        Wait::Warpgroup { number } => crate::tensor_ops::describe(block, warp.index as usize, number),
     }
 }
 

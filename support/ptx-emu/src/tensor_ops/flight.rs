@@ -32,7 +32,8 @@ pub struct Issued {
 #[derive(Debug, Default)]
 struct Group {
     issued: Vec<Issued>,
-    agent: Option<AgentId>,
+    /// What the race detector calls them; more than one only if the warps of a warpgroup commit differently.
+    agents: Vec<AgentId>,
 }
 
 /// What a warp keeps: registers of asynchronous matrix instructions in flight.
@@ -85,8 +86,17 @@ impl WarpState {
     }
 
     /// The agent of the group being filled.
-    pub fn agent(&mut self) -> &mut Option<AgentId> {
-        &mut self.open.agent
+    pub fn agent(&self) -> Option<AgentId> {
+        self.open.agents.last().copied()
+    }
+
+    /// The group being filled has part in an agent.
+    pub fn take_part(&mut self, agent: Option<AgentId>) {
+        if let Some(agent) = agent
+            && !self.open.agents.contains(&agent)
+        {
+            self.open.agents.push(agent);
+        }
     }
 
     /// Checks that a `wgmma.mma_async` may take its registers.
@@ -167,9 +177,12 @@ pub fn wait(cx: &mut Cx<'_>, pending: usize) -> Exec {
     let state = &mut cx.warp.tensor;
     while state.committed.len() > pending {
         let Some(group) = state.committed.pop_front() else { break };
-        if let (Some(agent), Some(warp), Some(detector)) = (group.agent, warp, cx.detector.as_deref_mut()) {
+        let (Some(warp), Some(detector)) = (warp, cx.detector.as_deref_mut()) else { continue };
+        for agent in group.agents {
             detector.race.agent_observe(agent, warp, Mask::MAX, Observe::All)?;
-            detector.race.agent_retire(agent);
+            if cx.blocks[cx.rank].tensor.observed(agent) {
+                detector.race.agent_retire(agent);
+            }
         }
     }
     state.release();

@@ -15,7 +15,7 @@ use crate::report::Kind;
 use crate::tensor::{self, Accumulation, Accumulator, Multiplicand};
 
 pub use flight::{WarpState, before_instruction};
-pub use wgmma::BlockState;
+pub use wgmma::{BlockState, describe, satisfied};
 
 /// A decoded instruction of this family.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ pub fn exec(op: &TensorOp, cx: &mut Cx<'_>) -> Exec<Step> {
         TensorOp::Transpose(op) => op.exec(cx),
         TensorOp::Wmma(op) => op.exec(cx)?,
         TensorOp::WmmaTransfer(op) => op.exec(cx)?,
-        TensorOp::Wgmma(op) => op.exec(cx)?,
+        TensorOp::Wgmma(op) => return op.exec(cx),
         // Only the check of registers in flight counts fences.
         TensorOp::WgmmaFence if cx.env.config.checks.in_flight => cx.warp.tensor.fence(),
         TensorOp::WgmmaFence => {}

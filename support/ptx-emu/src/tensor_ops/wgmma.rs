@@ -1,20 +1,23 @@
 //! `wgmma.mma_async`: four warps, each on its own rows of A and D, all with one B.
 //!
-//! A warp computes its rows when it executes the instruction; it does not wait for the others. What the hardware does later shows in the
-//! detectors: the registers are in flight, and the reads of shared memory belong to an asynchronous agent that is observed at
-//! `wgmma.wait_group`. The first warp that comes to an instruction decodes B for the others, and leaves a note by which theirs is checked to
-//! be the same one.
+//! A warp computes its rows when it executes the instruction. What the hardware does later shows in the detectors: the registers are in
+//! flight, and the reads of shared memory belong to an asynchronous agent that is observed at `wgmma.wait_group`. The first warp that comes to
+//! an instruction decodes B for the others, and leaves a note by which theirs is checked to be the same one.
+//!
+//! Warps do not wait for each other, unless the race detector is on: then the four meet, so that one agent can be told of what all of them know
+//! and reads B once.
 
 use std::collections::VecDeque;
 
 use super::flight::Issued;
 use super::{TensorOp, accumulation, accumulator, multiplicand, shape, take_satfinite};
 use crate::ast::{Instruction, Operand, Type};
-use crate::cx::{Cx, SHARED_START};
+use crate::cx::{Block, Cx, SHARED_START, Step, Wait};
 use crate::decode::{Decoder, Result};
 use crate::fault::{Exec, Fault};
 use crate::isa::{PredSrc, Reg, Src};
-use crate::race::{AccessKind, AgentAccess, AgentKind, Proxy, Sem, Space};
+use crate::memory::SharedMemory;
+use crate::race::{self, AccessKind, AgentAccess, AgentId, AgentKind, Proxy, Sem, Space};
 use crate::regs::Mask;
 use crate::report::Kind;
 use crate::tensor::wgmma::{Descriptor, Form, WARP_ROWS, Wgmma};
@@ -53,6 +56,8 @@ enum ScaleD {
 #[derive(Debug, Default)]
 pub struct BlockState {
     groups: Vec<Warpgroup>,
+    /// Agents of the race detector, and how many warps have not waited for them yet.
+    agents: Vec<(AgentId, u32)>,
     /// B's bytes, before they are decoded.
     bytes: Vec<u8>,
     /// A warp's rows of D.
@@ -65,17 +70,39 @@ impl BlockState {
     pub fn unfinished(&self) -> Option<String> {
         self.groups.iter().enumerate().find_map(|(group, state)| {
             let begun = state.begun.front()?;
-            let warps = |wanted: bool| {
-                let list = (0..WARPS).filter(|warp| (begun.warps >> warp & 1 == 1) == wanted);
-                list.map(|warp| (group * WARPS + warp).to_string()).collect::<Vec<_>>().join(", ")
-            };
+            let (come, missing) = begun.names(group);
             Some(format!(
-                "the block ended, and a wgmma.mma_async that its warps {} executed was not executed by warps {} of their warpgroup",
-                warps(true),
-                warps(false)
+                "the block ended, and a wgmma.mma_async that its warps {come} executed was not executed by warps {missing} of their warpgroup"
             ))
         })
     }
+
+    /// A warp has waited for an agent; whether it was the last.
+    pub fn observed(&mut self, agent: AgentId) -> bool {
+        let Some(at) = self.agents.iter().position(|known| known.0 == agent) else { return true };
+        self.agents[at].1 -= 1;
+        let last = self.agents[at].1 == 0;
+        if last {
+            self.agents.swap_remove(at);
+        }
+        last
+    }
+
+    fn begun(&self, warp: usize, number: u64) -> Option<&Begun> {
+        let group = self.groups.get(warp / WARPS)?;
+        group.begun.get(number.checked_sub(group.first)? as usize)
+    }
+}
+
+/// Whether all warps have come to the instruction of this number that `warp` waits at.
+pub fn satisfied(block: &Block, warp: usize, number: u64) -> bool {
+    block.tensor.begun(warp, number).is_none_or(|begun| begun.come == ALL)
+}
+
+/// In words, which warps it waits for.
+pub fn describe(block: &Block, warp: usize, number: u64) -> String {
+    let missing = block.tensor.begun(warp, number).map_or_else(String::new, |begun| begun.names(warp / WARPS).1);
+    format!("waits at a wgmma.mma_async for warps {missing} of its warpgroup")
 }
 
 #[derive(Debug, Default)]
@@ -91,10 +118,26 @@ struct Warpgroup {
 #[derive(Debug)]
 struct Begun {
     key: Key,
-    /// Warps that have executed it, and the first of them.
-    warps: u32,
     first_warp: u32,
+    /// Warps that have come to it, and warps that have executed it.
+    come: u32,
+    done: u32,
     b: Option<PreparedB>,
+    agent: Option<AgentId>,
+}
+
+/// All warps of a warpgroup.
+const ALL: u32 = (1 << WARPS) - 1;
+
+impl Begun {
+    /// The numbers of warps that have come, and of those that have not.
+    fn names(&self, group: usize) -> (String, String) {
+        let list = |wanted: bool| {
+            let warps = (0..WARPS).filter(|warp| (self.come >> warp & 1 == 1) == wanted);
+            warps.map(|warp| (group * WARPS + warp).to_string()).collect::<Vec<_>>().join(", ")
+        };
+        (list(true), list(false))
+    }
 }
 
 /// What all warps must agree on.
@@ -200,7 +243,7 @@ pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction, shape_text: 
 }
 
 impl WgmmaOp {
-    pub fn exec(&self, cx: &mut Cx<'_>) -> Exec {
+    pub fn exec(&self, cx: &mut Cx<'_>) -> Exec<Step> {
         let warp = cx.warp.index as usize;
         let group = warp / WARPS;
         if (group + 1) * WARPS > cx.blocks[cx.rank].warps.len() {
@@ -233,19 +276,38 @@ impl WgmmaOp {
                 return Err(Fault::new(Kind::OutOfBounds, message));
             }
         }
-        self.take_registers(cx, scale_d)?;
         let key = Key { site: cx.site, a: a_descriptor.unwrap_or(0), b: b_descriptor, scale_d };
         let number = cx.warp.tensor.issued;
-        let mut begun = self.join(cx, group, warp, number, key)?;
+        let here = Some(Wait::Warpgroup { number });
+        if cx.resumed != here {
+            let all = self.come(cx, group, warp, number, key)?;
+            if let (Some(race), true) = (cx.race_warp(), cx.detector.is_some()) {
+                if !all {
+                    return Ok(Step::Wait(Wait::Warpgroup { number }));
+                }
+                self.tell_detector(cx, group, number, race, a_descriptor, b_descriptor)?;
+            }
+        }
+        self.take_registers(cx, scale_d)?;
         let accumulation = accumulation(cx);
+        let unwritten = cx.env.config.checks.uninitialized && cx.blocks[cx.rank].shared.tracked();
+        if let (true, Some(descriptor)) = (unwritten, a_descriptor) {
+            check_written(&cx.blocks[cx.rank].shared, "A", &self.wgmma.a_ranges(warp, descriptor)?)?;
+        }
 
         // Everything below borrows parts of the block side by side.
         let block = &mut cx.blocks[cx.rank];
         let state = &mut block.tensor;
-        let mut b = match begun.take() {
+        let of_group = &mut state.groups[group];
+        let at = (number - of_group.first) as usize;
+        let left = of_group.begun.get_mut(at).and_then(|begun| begun.b.take());
+        let b = match left {
             Some(b) => b,
             None => {
-                let mut b = state.groups[group].spare.pop().unwrap_or_default();
+                let mut b = of_group.spare.pop().unwrap_or_default();
+                if unwritten {
+                    check_written(&block.shared, "B", &self.wgmma.b_ranges(b_descriptor)?)?;
+                }
                 self.wgmma.b_from_shared(&block.shared.data, b_descriptor, &mut state.bytes)?;
                 self.wgmma.prepare_b(&state.bytes, accumulation, &mut b)?;
                 b
@@ -279,20 +341,21 @@ impl WgmmaOp {
         }
         // B goes back to the note for the next warp, or to the spares.
         let of_group = &mut state.groups[group];
-        match of_group.begun.get_mut((number - of_group.first) as usize) {
-            Some(begun) if begun.warps != 0b1111 && number - of_group.first < KEPT as u64 => begun.b = Some(b),
-            _ => {
-                if of_group.spare.len() < 2 {
-                    of_group.spare.push(std::mem::take(&mut b));
-                }
+        if let Some(begun) = of_group.begun.get_mut(at) {
+            begun.done |= 1 << (warp % WARPS);
+            cx.warp.tensor.take_part(begun.agent);
+            if begun.done != ALL && at < KEPT {
+                begun.b = Some(b);
+            } else if of_group.spare.len() < 2 {
+                of_group.spare.push(b);
             }
         }
-        while of_group.begun.front().is_some_and(|begun| begun.warps == 0b1111) {
+        while of_group.begun.front().is_some_and(|begun| begun.done == ALL) {
             of_group.begun.pop_front();
             of_group.first += 1;
         }
         cx.warp.tensor.issued = number + 1;
-        self.memory(cx, warp, a_descriptor, b_descriptor)
+        Ok(Step::Next)
     }
 
     /// The registers now belong to the instruction.
@@ -323,8 +386,8 @@ impl WgmmaOp {
         Ok(())
     }
 
-    /// Notes that a warp executes the instruction; the decoded B, when an earlier warp left one.
-    fn join(&self, cx: &mut Cx<'_>, group: usize, warp: usize, number: u64, key: Key) -> Exec<Option<PreparedB>> {
+    /// Notes that a warp comes to the instruction; whether all have.
+    fn come(&self, cx: &mut Cx<'_>, group: usize, warp: usize, number: u64, key: Key) -> Exec<bool> {
         let state = &mut cx.blocks[cx.rank].tensor;
         if state.groups.len() <= group {
             state.groups.resize_with(group + 1, Warpgroup::default);
@@ -333,9 +396,9 @@ impl WgmmaOp {
         // No warp is behind `first`: what all have executed is gone.
         let at = number.saturating_sub(of_group.first) as usize;
         if at == of_group.begun.len() {
-            of_group.begun.push_back(Begun { key, warps: 0, first_warp: warp as u32, b: None });
+            of_group.begun.push_back(Begun { key, first_warp: warp as u32, come: 0, done: 0, b: None, agent: None });
         }
-        let Some(begun) = of_group.begun.get_mut(at) else { return Ok(None) };
+        let Some(begun) = of_group.begun.get_mut(at) else { return Ok(true) };
         if begun.key != key {
             let (mine, theirs) = (key, begun.key);
             let what = if mine.site != theirs.site {
@@ -351,52 +414,56 @@ impl WgmmaOp {
                 format!("the warps of a warpgroup must execute the same wgmma.mma_async: warp {} {what}", begun.first_warp);
             return Err(Fault::new(Kind::Divergence, message));
         }
-        begun.warps |= 1 << (warp % WARPS);
-        Ok(begun.b.take())
+        begun.come |= 1 << (warp % WARPS);
+        Ok(begun.come == ALL)
     }
 
-    /// What the detectors say to the reads of shared memory.
-    fn memory(&self, cx: &mut Cx<'_>, warp: usize, a: Option<u64>, b: u64) -> Exec {
-        let check = cx.env.config.checks.uninitialized && cx.blocks[cx.rank].shared.tracked();
-        let race = cx.race_warp().filter(|_| cx.detector.is_some());
-        if !check && race.is_none() {
-            return Ok(());
-        }
-        let mut operands: Vec<(&str, Vec<Range<u32>>)> = vec![("B", self.wgmma.b_ranges(b)?)];
+    /// All four warps are here: one agent reads A and B for them.
+    fn tell_detector(&self, cx: &mut Cx<'_>, group: usize, number: u64, race: race::Warp, a: Option<u64>, b: u64) -> Exec {
+        let mut ranges = self.wgmma.b_ranges(b)?;
         if let Some(a) = a {
-            operands.push(("A", self.wgmma.a_ranges(warp, a)?));
-        }
-        if check {
-            let shared = &cx.blocks[cx.rank].shared;
-            for (operand, ranges) in &operands {
-                for range in ranges {
-                    let length = u64::from(range.end - range.start);
-                    if let Some(byte) = shared.first_undefined(u64::from(range.start), length) {
-                        let message = format!("operand {operand} reads shared memory at {byte:#x}, which nothing wrote");
-                        return Err(Fault::new(Kind::UninitializedMemory, message));
-                    }
-                }
+            for warp in 0..WARPS {
+                ranges.extend(self.wgmma.a_ranges(warp, a)?);
             }
         }
-        let (Some(race), site) = (race, cx.site) else { return Ok(()) };
+        let ranges: Vec<(u64, u64)> = ranges.iter().map(|r| (u64::from(r.start), u64::from(r.end - r.start))).collect();
+        let first = (group * WARPS) as u32;
+        let issuers: [(race::Warp, Mask); WARPS] =
+            std::array::from_fn(|i| (race::Warp { block: race.block, index: first + i as u32 }, Mask::MAX));
+        // The operation joins that of the group being filled, when all warps fill the same one.
+        let own = cx.warp.tensor.agent();
+        let block = &mut cx.blocks[cx.rank];
+        let others = block.warps.iter().skip(first as usize).take(WARPS).flatten();
+        let shared = own.filter(|_| others.into_iter().all(|warp| warp.tensor.agent() == own));
         let Some(detector) = cx.detector.as_deref_mut() else { return Ok(()) };
-        let issuer = [(race, Mask::MAX)];
-        let agent = match *cx.warp.tensor.agent() {
+        let agent = match shared {
             Some(agent) => {
-                detector.race.agent_reissue(agent, &issuer)?;
+                detector.race.agent_reissue(agent, &issuers)?;
                 agent
             }
-            None => detector.race.agent_issue(AgentKind::Wgmma, Proxy::Async, &issuer, false)?,
+            None => {
+                let agent = detector.race.agent_issue(AgentKind::Wgmma, Proxy::Async, &issuers, false)?;
+                block.tensor.agents.push((agent, WARPS as u32));
+                agent
+            }
         };
-        *cx.warp.tensor.agent() = Some(agent);
+        let of_group = &mut block.tensor.groups[group];
+        if let Some(begun) = of_group.begun.get_mut((number - of_group.first) as usize) {
+            begun.agent = Some(agent);
+        }
         let space = Space::Shared(race.block);
-        let access = AgentAccess { space, kind: AccessKind::Read, sem: Sem::WEAK, element: 1, site };
-        let ranges: Vec<(u64, u64)> = operands
-            .iter()
-            .flat_map(|operand| &operand.1)
-            .map(|range| (u64::from(range.start), u64::from(range.end - range.start)))
-            .collect();
-        detector.race.agent_access(agent, &access, &ranges)?;
-        Ok(())
+        let access = AgentAccess { space, kind: AccessKind::Read, sem: Sem::WEAK, element: 1, site: cx.site };
+        Ok(detector.race.agent_access(agent, &access, &ranges)?)
     }
+}
+
+/// Reports shared memory that an operand reads and nothing wrote.
+fn check_written(shared: &SharedMemory, operand: &str, ranges: &[Range<u32>]) -> Exec {
+    for range in ranges {
+        if let Some(byte) = shared.first_undefined(u64::from(range.start), u64::from(range.end - range.start)) {
+            let message = format!("operand {operand} reads shared memory at {byte:#x}, which nothing wrote");
+            return Err(Fault::new(Kind::UninitializedMemory, message));
+        }
+    }
+    Ok(())
 }
