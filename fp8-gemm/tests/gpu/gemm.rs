@@ -197,7 +197,7 @@ fn depths() -> impl Strategy<Value = usize> {
 }
 
 proptest! {
-    #![proptest_config(config(6))]
+    #![proptest_config(config(24))]
 
     #[test]
     fn products_are_near_the_reference(

@@ -165,7 +165,7 @@ fn sizes() -> impl Strategy<Value = usize> {
 }
 
 proptest! {
-    #![proptest_config(config(10))]
+    #![proptest_config(config(32))]
 
     #[test]
     fn quantisers_have_the_bits_of_the_reference(
