@@ -166,7 +166,8 @@ fn opcodes(text: &str) -> BTreeSet<String> {
         };
         let opcode = line.split([' ', '\t', ';']).next().unwrap_or("");
         let first = opcode.chars().next();
-        if !line.contains(';') && !line.ends_with(',') || opcode.ends_with(':') || !first.is_some_and(|c| c.is_ascii_lowercase()) {
+        if !line.contains(';') && !line.ends_with(',') || opcode.ends_with(':') || !first.is_some_and(|c| c.is_ascii_lowercase())
+        {
             continue;
         }
         found.insert(opcode.to_string());

@@ -62,14 +62,14 @@ fn ptx(body: &str, out: Out) -> String {
 {{
     .reg .pred %p, %q, %pa, %pb;
     .reg .b16 %ha, %hb, %ho;
-    .reg .b32 %a, %b, %c, %o, %tid;
+    .reg .b32 %a, %b, %c, %o, %t;
     .reg .b64 %ra, %rb, %rc, %ro, %from, %to, %at;
     ld.param.u64 %from, [from];
     ld.param.u64 %to, [to];
-    mov.u32 %tid, %tid.x;
-    mul.wide.u32 %at, %tid, 24;
+    mov.u32 %t, %tid.x;
+    mul.wide.u32 %at, %t, 24;
     add.s64 %from, %from, %at;
-    mul.wide.u32 %at, %tid, 8;
+    mul.wide.u32 %at, %t, 8;
     add.s64 %to, %to, %at;
     ld.global.u64 %ra, [%from];
     ld.global.u64 %rb, [%from+8];
@@ -164,8 +164,20 @@ fn max_bf16(a: u64, b: u64) -> u64 {
         (true, true) => 0x7fff,
         (true, false) => b & 0xffff,
         (false, true) => a & 0xffff,
-        _ if x == y => if x.is_sign_negative() { b & 0xffff } else { a & 0xffff },
-        _ => if x > y { a & 0xffff } else { b & 0xffff },
+        _ if x == y => {
+            if x.is_sign_negative() {
+                b & 0xffff
+            } else {
+                a & 0xffff
+            }
+        }
+        _ => {
+            if x > y {
+                a & 0xffff
+            } else {
+                b & 0xffff
+            }
+        }
     }
 }
 
@@ -175,8 +187,20 @@ fn extreme(a: f32, b: f32, larger: bool) -> f32 {
         (true, true) => f32::NAN,
         (true, false) => b,
         (false, true) => a,
-        _ if a == b => if a.is_sign_negative() == larger { b } else { a },
-        _ => if (a > b) == larger { a } else { b },
+        _ if a == b => {
+            if a.is_sign_negative() == larger {
+                b
+            } else {
+                a
+            }
+        }
+        _ => {
+            if (a > b) == larger {
+                a
+            } else {
+                b
+            }
+        }
     }
 }
 
@@ -192,7 +216,9 @@ pub fn probes() -> Vec<Probe> {
         probe("mul.lo.s32", "9.7.1.3", W32, "mul.lo.s32 %o, %a, %b;", move |a, b, _| u64::from(low(a).wrapping_mul(low(b)))),
         probe("mul.lo.s64", "9.7.1.3", W64, "mul.lo.s64 %ro, %ra, %rb;", |a, b, _| a.wrapping_mul(b)),
         probe("mul.wide.u32", "9.7.1.3", W64, "mul.wide.u32 %ro, %a, %b;", move |a, b, _| u64::from(low(a)) * u64::from(low(b))),
-        probe("div.u32", "9.7.1.8", W32, "or.b32 %b, %b, 1; div.u32 %o, %a, %b;", move |a, b, _| u64::from(low(a) / (low(b) | 1))),
+        probe("div.u32", "9.7.1.8", W32, "or.b32 %b, %b, 1; div.u32 %o, %a, %b;", move |a, b, _| {
+            u64::from(low(a) / (low(b) | 1))
+        }),
         probe("div.u64", "9.7.1.8", W64, "or.b64 %rb, %rb, 1; div.u64 %ro, %ra, %rb;", |a, b, _| a / (b | 1)),
         probe("min.u32", "9.7.1.12", W32, "min.u32 %o, %a, %b;", move |a, b, _| u64::from(low(a).min(low(b)))),
         probe("bfi.b64", "9.7.1.18", W64, "bfi.b64 %ro, %ra, %rb, 32, 16;", |a, b, _| {
@@ -212,7 +238,7 @@ pub fn probes() -> Vec<Probe> {
             max_bf16(a >> 16, b >> 16) << 16 | max_bf16(a, b)
         }),
         // The manual keeps the sign of a NaN's absolute value open: NaNs are made numbers first.
-        probe("abs.bf16x2", "9.7.4.6", W32, "and.b32 %a, %a, 0xbf7fbf7f; abs.bf16x2 %o, %a;", |a, ..| a & 0x3f7f_3f7f),
+        probe("abs.bf16x2", "9.7.4.6", W32, "and.b32 %a, %a, 0xbf7fbf7f; abs.bf16x2 %o, %a;", |a, _, _| a & 0x3f7f_3f7f),
         // Comparisons: section 9.7.6.
         probe("setp.eq.b32", "9.7.6.2", Pred, "setp.eq.b32 %p, %a, %b;", move |a, b, _| u64::from(low(a) == low(b))),
         probe("setp.eq.s32", "9.7.6.2", Pred, "setp.eq.s32 %p, %a, %b;", move |a, b, _| u64::from(low(a) == low(b))),
@@ -227,7 +253,9 @@ pub fn probes() -> Vec<Probe> {
         probe("setp.le.u32", "9.7.6.2", Pred, "setp.le.u32 %p, %a, %b;", move |a, b, _| u64::from(low(a) <= low(b))),
         probe("setp.lt.u32", "9.7.6.2", Pred, "setp.lt.u32 %p, %a, %b;", move |a, b, _| u64::from(low(a) < low(b))),
         probe("setp.lt.u64", "9.7.6.2", Pred, "setp.lt.u64 %p, %ra, %rb;", |a, b, _| u64::from(a < b)),
-        probe("setp.lt.s32", "9.7.6.2", Pred, "setp.lt.s32 %p, %a, %b;", move |a, b, _| u64::from((low(a) as i32) < low(b) as i32)),
+        probe("setp.lt.s32", "9.7.6.2", Pred, "setp.lt.s32 %p, %a, %b;", move |a, b, _| {
+            u64::from((low(a) as i32) < low(b) as i32)
+        }),
         // Selection: section 9.7.6.3.
         probe("selp.b32", "9.7.6.3", W32, "setp.lt.u32 %p, %a, %b; selp.b32 %o, %a, %c, %p;", move |a, b, c| {
             u64::from(if low(a) < low(b) { low(a) } else { low(c) })
@@ -235,37 +263,55 @@ pub fn probes() -> Vec<Probe> {
         probe("selp.u32", "9.7.6.3", W32, "setp.lt.u32 %p, %a, %b; selp.u32 %o, %a, %c, %p;", move |a, b, c| {
             u64::from(if low(a) < low(b) { low(a) } else { low(c) })
         }),
-        probe("selp.b64", "9.7.6.3", W64, "setp.lt.u64 %p, %ra, %rb; selp.b64 %ro, %ra, %rc, %p;", |a, b, c| if a < b { a } else { c }),
+        probe(
+            "selp.b64",
+            "9.7.6.3",
+            W64,
+            "setp.lt.u64 %p, %ra, %rb; selp.b64 %ro, %ra, %rc, %p;",
+            |a, b, c| if a < b { a } else { c },
+        ),
         // Logic and shifts: section 9.7.8.
         probe("and.b32", "9.7.8.1", W32, "and.b32 %o, %a, %b;", move |a, b, _| u64::from(low(a) & low(b))),
         probe("and.b64", "9.7.8.1", W64, "and.b64 %ro, %ra, %rb;", |a, b, _| a & b),
-        probe("and.pred", "9.7.8.1", Pred, "setp.lt.u32 %pa, %a, %b; setp.lt.u32 %pb, %b, %c; and.pred %p, %pa, %pb;", move |a, b, c| {
-            u64::from(low(a) < low(b) && low(b) < low(c))
-        }),
+        probe(
+            "and.pred",
+            "9.7.8.1",
+            Pred,
+            "setp.lt.u32 %pa, %a, %b; setp.lt.u32 %pb, %b, %c; and.pred %p, %pa, %pb;",
+            move |a, b, c| u64::from(low(a) < low(b) && low(b) < low(c)),
+        ),
         probe("or.b32", "9.7.8.2", W32, "or.b32 %o, %a, %b;", move |a, b, _| u64::from(low(a) | low(b))),
         probe("or.b64", "9.7.8.2", W64, "or.b64 %ro, %ra, %rb;", |a, b, _| a | b),
-        probe("or.pred", "9.7.8.2", Pred, "setp.lt.u32 %pa, %a, %b; setp.lt.u32 %pb, %b, %c; or.pred %p, %pa, %pb;", move |a, b, c| {
-            u64::from(low(a) < low(b) || low(b) < low(c))
-        }),
+        probe(
+            "or.pred",
+            "9.7.8.2",
+            Pred,
+            "setp.lt.u32 %pa, %a, %b; setp.lt.u32 %pb, %b, %c; or.pred %p, %pa, %pb;",
+            move |a, b, c| u64::from(low(a) < low(b) || low(b) < low(c)),
+        ),
         probe("xor.b32", "9.7.8.3", W32, "xor.b32 %o, %a, %b;", move |a, b, _| u64::from(low(a) ^ low(b))),
         // Shifts by more than the width give zero.
-        probe("shl.b32", "9.7.8.8", W32, "shl.b32 %o, %a, %c;", move |a, _, c| u64::from(low(a).checked_shl(low(c)).unwrap_or(0))),
+        probe("shl.b32", "9.7.8.8", W32, "shl.b32 %o, %a, %c;", move |a, _, c| {
+            u64::from(low(a).checked_shl(low(c)).unwrap_or(0))
+        }),
         probe("shl.b64", "9.7.8.8", W64, "shl.b64 %ro, %ra, %c;", move |a, _, c| a.checked_shl(low(c)).unwrap_or(0)),
-        probe("shr.u32", "9.7.8.9", W32, "shr.u32 %o, %a, %c;", move |a, _, c| u64::from(low(a).checked_shr(low(c)).unwrap_or(0))),
+        probe("shr.u32", "9.7.8.9", W32, "shr.u32 %o, %a, %c;", move |a, _, c| {
+            u64::from(low(a).checked_shr(low(c)).unwrap_or(0))
+        }),
         probe("shr.u64", "9.7.8.9", W64, "shr.u64 %ro, %ra, %c;", move |a, _, c| a.checked_shr(low(c)).unwrap_or(0)),
         probe("prmt.b32", "9.7.9.7", W32, "prmt.b32 %o, %a, %b, %c;", move |a, b, c| u64::from(prmt(low(a), low(b), low(c)))),
         // Moves and conversions: section 9.7.9.
-        probe("mov.b32", "9.7.9.1", W32, "mov.b32 %o, %a;", move |a, ..| u64::from(low(a))),
-        probe("mov.u32", "9.7.9.1", W32, "mov.u32 %o, %a;", move |a, ..| u64::from(low(a))),
-        probe("mov.f32", "9.7.9.1", W32, "mov.f32 %o, %a;", move |a, ..| u64::from(low(a))),
-        probe("mov.u16", "9.7.9.1", W16, "mov.u16 %ho, %ha;", |a, ..| a & 0xffff),
-        probe("mov.u64", "9.7.9.1", W64, "mov.u64 %ro, %ra;", |a, ..| a),
+        probe("mov.b32", "9.7.9.1", W32, "mov.b32 %o, %a;", move |a, _, _| u64::from(low(a))),
+        probe("mov.u32", "9.7.9.1", W32, "mov.u32 %o, %a;", move |a, _, _| u64::from(low(a))),
+        probe("mov.f32", "9.7.9.1", W32, "mov.f32 %o, %a;", move |a, _, _| u64::from(low(a))),
+        probe("mov.u16", "9.7.9.1", W16, "mov.u16 %ho, %ha;", |a, _, _| a & 0xffff),
+        probe("mov.u64", "9.7.9.1", W64, "mov.u64 %ro, %ra;", |a, _, _| a),
         probe("mov.b64", "9.7.9.2", W64, "mov.b64 %ro, {%a, %b};", move |a, b, _| u64::from(low(b)) << 32 | u64::from(low(a))),
-        probe("cvt.u64.u32", "9.7.9.21", W64, "cvt.u64.u32 %ro, %a;", move |a, ..| u64::from(low(a))),
-        probe("cvt.u32.u64", "9.7.9.21", W32, "cvt.u32.u64 %o, %ra;", move |a, ..| u64::from(low(a))),
-        probe("cvt.s64.s32", "9.7.9.21", W64, "cvt.s64.s32 %ro, %a;", move |a, ..| i64::from(low(a) as i32) as u64),
-        probe("cvt.u32.u16", "9.7.9.21", W32, "cvt.u32.u16 %o, %ha;", |a, ..| a & 0xffff),
-        probe("cvt.u64.u16", "9.7.9.21", W64, "cvt.u64.u16 %ro, %ha;", |a, ..| a & 0xffff),
+        probe("cvt.u64.u32", "9.7.9.21", W64, "cvt.u64.u32 %ro, %a;", move |a, _, _| u64::from(low(a))),
+        probe("cvt.u32.u64", "9.7.9.21", W32, "cvt.u32.u64 %o, %ra;", move |a, _, _| u64::from(low(a))),
+        probe("cvt.s64.s32", "9.7.9.21", W64, "cvt.s64.s32 %ro, %a;", move |a, _, _| i64::from(low(a) as i32) as u64),
+        probe("cvt.u32.u16", "9.7.9.21", W32, "cvt.u32.u16 %o, %ha;", |a, _, _| a & 0xffff),
+        probe("cvt.u64.u16", "9.7.9.21", W64, "cvt.u64.u16 %ro, %ha;", |a, _, _| a & 0xffff),
         // The first source goes to the upper half.
         probe("cvt.rn.bf16x2.f32", "9.7.9.21", W32, "cvt.rn.bf16x2.f32 %o, %a, %b;", |a, b, _| bf16(f(a)) << 16 | bf16(f(b))),
         probe("cvt.rn.satfinite.e4m3x2.f32", "9.7.9.21", W16, "cvt.rn.satfinite.e4m3x2.f32 %ho, %a, %b;", |a, b, _| {
@@ -277,17 +323,23 @@ pub fn probes() -> Vec<Probe> {
         "bra",
         "9.7.12.3",
         W32,
-        "and.b32 %c, %tid, 1; setp.eq.u32 %p, %c, 0; mov.u32 %o, 1; @%p bra EVEN; mov.u32 %o, 2; EVEN: add.u32 %o, %o, 4;",
+        "and.b32 %c, %t, 1; setp.eq.u32 %p, %c, 0; mov.u32 %o, 1; @%p bra EVEN; mov.u32 %o, 2; EVEN: add.u32 %o, %o, 4;",
         |_, _, _| 0,
     ));
     let last = all.last_mut().expect("just pushed");
     last.expected = Expected::Words((0..32).map(|i| if i % 2 == 0 { 5 } else { 6 }).collect());
-    all.push(probe("bra.uni", "9.7.12.3", W32, "mov.u32 %o, 1; bra.uni OVER; mov.u32 %o, 2; OVER: add.u32 %o, %o, 4;", |_, _, _| 5));
-    all.push(probe("ret", "9.7.12.7", W32, "mov.u32 %o, 9; setp.lt.u32 %p, %tid, 7; @%p ret;", |_, _, _| 9));
+    all.push(probe(
+        "bra.uni",
+        "9.7.12.3",
+        W32,
+        "mov.u32 %o, 1; bra.uni OVER; mov.u32 %o, 2; OVER: add.u32 %o, %o, 4;",
+        |_, _, _| 5,
+    ));
+    all.push(probe("ret", "9.7.12.7", W32, "mov.u32 %o, 9; setp.lt.u32 %p, %t, 7; @%p ret;", |_, _, _| 9));
     let last = all.last_mut().expect("just pushed");
     last.expected = Expected::Words((0..32).map(|i| if i < 7 { 0 } else { 9 }).collect());
     // Shuffles: section 9.7.9.6. Lane i reads lane i ^ 5.
-    all.push(probe("shfl.sync.bfly.b32", "9.7.9.6", W32, "shfl.sync.bfly.b32 %o, %tid, 5, 31, -1;", |_, _, _| 0));
+    all.push(probe("shfl.sync.bfly.b32", "9.7.9.6", W32, "shfl.sync.bfly.b32 %o, %t, 5, 31, -1;", |_, _, _| 0));
     let last = all.last_mut().expect("just pushed");
     last.expected = Expected::Words((0..32).map(|i| i ^ 5).collect());
     all
