@@ -129,7 +129,10 @@ impl Approx {
     pub fn apply(self, a: u32) -> u32 {
         match self.operand {
             Operand::Half(format, packed) => {
-                let one = |x: u32| format.round(f32::from_bits(self.function.single(format.widen(x).to_bits())));
+                let one = |x: u32| {
+                    let result = format.round(f32::from_bits(self.function.single(format.widen(x).to_bits())));
+                    self.flush_half(format, result)
+                };
                 if packed { one(a & 0xffff) | one(a >> 16) << 16 } else { one(a & 0xffff) }
             }
             Operand::F32(true) => flush(self.function.single(flush(a))),
@@ -137,7 +140,13 @@ impl Approx {
         }
     }
 
-    /// The same of doubles.
+    /// `ex2` of bf16 has `.ftz` always, the other operations on 16-bit floats never.
+    #[inline(always)]
+    fn flush_half(self, format: Half, result: u32) -> u32 {
+        if format == Half::Bf16 && self.function == Function::Ex2 { format.flush(result) } else { result }
+    }
+
+    /// The exact result of a double, rounded.
     #[inline(always)]
     pub fn apply64(self, a: u64) -> u64 {
         if self.operand != Operand::F64(true) {
@@ -159,7 +168,7 @@ impl Approx {
                     let exact = self.apply_one(format, x);
                     let x = f64::from(format.widen(x));
                     let to = if format == Half::F16 { Format::F16 } else { Format::Bf16 };
-                    let near = |y| encode(y, to, Rounding::NearestEven, Modifiers::default());
+                    let near = |y| self.flush_half(format, encode(y, to, Rounding::NearestEven, Modifiers::default()));
                     let value = |pattern| f64::from(format.widen(pattern));
                     self.displace(x, exact, near, value, rng)
                 };
