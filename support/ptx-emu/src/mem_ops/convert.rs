@@ -269,8 +269,11 @@ pub fn exec(op: &Convert, cx: &mut Cx<'_>) -> Exec<Step> {
                 if !discards {
                     return Ok(());
                 }
-                let note = Note { kind: AccessKind::Write, sem: Sem::WEAK, shape: &shape, agree: Some(&|_, _| true) };
+                // The detector takes 64 bytes at a time.
+                let half = Shape { bytes: 64, element: 64, ..shape };
+                let note = Note { kind: AccessKind::Write, sem: Sem::WEAK, shape: &half, agree: Some(&|_, _| true) };
                 place::note_access(cx, place, addresses, mask, &note)?;
+                place::note_access(cx, place, &addresses.map(|a| a.wrapping_add(64)), mask, &note)?;
                 // Undefined until written again.
                 for lane in lanes(mask) {
                     let range = place::global_range(cx.env, cx.launch.device, addresses[lane], 128, true, "discard")?;

@@ -157,7 +157,9 @@ fn every_operation_on_every_type() {
 fn atomics_of_128_bits() {
     // Lanes exchange their own numbers: what comes out is what the lane before put in.
     let input = Numbers(21).bytes(512 + 16);
-    for (setup, address) in [("", "[%rd1+512]"), ("ld.global.b128 %q3, [%rd1+512]; st.shared.b128 [sh], %q3;", "[sh]")] {
+    for (setup, address) in
+        [("", "[%rd1+512]"), ("ld.global.b128 %q3, [%rd1+512]; st.shared.b128 [sh], %q3; bar.sync 0;", "[sh]")]
+    {
         let body = format!("{setup} ld.global.b128 %q1, [%rd3]; atom.exch.b128 %q2, {address}, %q1; st.global.b128 [%rd4], %q2;");
         let run = Run::new(config(), &input, 512);
         run.launch(&module("", &body), Shape::new(1, 32), 0, &[]).unwrap();
@@ -169,7 +171,7 @@ fn atomics_of_128_bits() {
             "{setup} ld.global.b128 %q1, [%rd3]; ld.global.b128 %q4, [%rd1+512]; setp.ge.u32 %p1, %r1, 7;
              @%p1 ld.global.b128 %q4, [%rd1+112]; @!%p1 st.global.b128 [%rd3], %q4; setp.eq.u32 %p2, %r1, 3;
              @%p2 ld.global.b128 %q4, [%rd1+512]; setp.lt.u32 %p3, %r1, 3; @%p3 ld.global.b128 %q4, [%rd1+320];
-             atom.cas.b128 %q2, {address}, %q4, %q1; st.global.b128 [%rd4], %q2;"
+             bar.sync 0; atom.cas.b128 %q2, {address}, %q4, %q1; st.global.b128 [%rd4], %q2;"
         );
         let run = Run::new(config(), &input, 512);
         run.launch(&module("", &body), Shape::new(1, 32), 0, &[]).unwrap();

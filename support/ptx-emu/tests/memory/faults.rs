@@ -160,7 +160,7 @@ fn shared_memory_ends_where_the_launch_says() {
     }
     // Dynamic shared memory moves the end.
     let globals = ".extern .shared .align 16 .b8 more[];";
-    let body = "st.shared.u32 [more+96], %r1; st.shared.u32 [sh+1020], %r1;";
+    let body = "st.shared.u32 [more+96], 5; st.shared.u32 [sh+1020], 6;";
     let run = Run::new(config(), &[0; 16], 16);
     run.launch(&module(globals, body), Shape::new(1, 32).shared(100), 0, &[]).unwrap();
     let report = run.launch(&module(globals, body), Shape::new(1, 32).shared(99), 0, &[]).unwrap_err();
@@ -211,7 +211,7 @@ fn bytes_that_nothing_wrote() {
         run.machine.memory().range(run.output, 512).unwrap().undefine(undefined.start, undefined.end - undefined.start);
         run.launch(&module("", body), Shape::new(1, 32), 0, &[]).map(|()| run.output)
     };
-    let checked = Checks { races: false, ..Checks::ALL };
+    let checked = Checks::ALL;
     for (body, lane) in [
         ("ld.global.u32 %r2, [%rd4];", 6),
         ("ld.global.v4.u32 {%r2, %r3, %r4, %r5}, [%rd4];", 6),
@@ -247,7 +247,7 @@ fn shared_bytes_that_nothing_wrote() {
     fails("", &format!("{store} ld.shared.u32 %r3, [%r2+4];"), Kind::UninitializedMemory, message);
     fails("", "cvta.shared.u64 %rd10, sh; ld.u8 %r3, [%rd10];", Kind::UninitializedMemory, "shared address 0x400");
     fails("", "atom.shared.add.u32 %r3, [sh], 1;", Kind::UninitializedMemory, "atomic operation on 4 bytes");
-    let partly = "st.shared.u16 [sh], %r1; ld.shared.u32 %r3, [sh];";
+    let partly = "st.shared.u16 [sh], 7; ld.shared.u32 %r3, [sh];";
     fails("", partly, Kind::UninitializedMemory, "nothing wrote 0x402");
     // Another block's shared memory is another one's.
     let run = Run::new(config(), &[0; 16], 16);

@@ -40,9 +40,9 @@ fn module(globals: &str, body: &str) -> String {
     )
 }
 
-/// All detectors but that of races, which has tests of its own.
+/// All detectors.
 fn config() -> Config {
-    Config { checks: Checks { races: false, ..Checks::ALL }, ..Config::default() }
+    Config { checks: Checks::ALL, ..Config::default() }
 }
 
 struct Run {

@@ -124,7 +124,7 @@ fn policies_are_made_and_taken() {
 
 #[test]
 fn discarded_lines_are_undefined() {
-    let discard = "setp.eq.u32 %p1, %r1, 0; add.s64 %rd10, %rd1, OFFSET; @%p1 discard.global.L2 [%rd10], 128;";
+    let discard = "setp.eq.u32 %p1, %r1, 0; add.s64 %rd10, %rd1, OFFSET; @%p1 discard.global.L2 [%rd10], 128; bar.sync 0;";
     // Allocations are aligned to 256.
     let discard = discard.replace("OFFSET", "128");
     let body = format!("{discard} ld.global.u32 %r2, [%rd3];");
