@@ -33,5 +33,5 @@ mod warp_ops;
 pub use config::{Checks, Config, Fp8Accumulation};
 pub use error::{LaunchError, ParseError};
 pub use machine::{Arg, EventId, Loaded, MOST_SHARED, Machine, Module, Shape, StreamId, blocks_per_sm, explore};
-pub use memory::{AllocOptions, Allocation, AllocationInfo, Memory, MemoryError, Usage};
+pub use memory::{AllocOptions, AllocationInfo, Memory, MemoryError, Usage};
 pub use report::{Finding, Kind, Report, Site, ThreadId};

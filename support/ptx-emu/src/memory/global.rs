@@ -388,7 +388,7 @@ impl Memory {
     }
 
     /// The allocation that holds a range of addresses. It stays accessible while it is held, even if it is freed meanwhile.
-    pub fn range(&self, address: u64, bytes: u64) -> Result<Arc<Allocation>, MemoryError> {
+    pub(crate) fn range(&self, address: u64, bytes: u64) -> Result<Arc<Allocation>, MemoryError> {
         self.state().range(address, bytes)
     }
 
@@ -412,6 +412,13 @@ impl Memory {
     pub fn define(&self, address: u64, bytes: u64) -> Result<(), MemoryError> {
         let Some(allocation) = self.range_or_nothing(address, bytes)? else { return Ok(()) };
         allocation.define(address - allocation.base, bytes);
+        Ok(())
+    }
+
+    /// Makes a range count as never written: a kernel that reads it is reported.
+    pub fn undefine(&self, address: u64, bytes: u64) -> Result<(), MemoryError> {
+        let Some(allocation) = self.range_or_nothing(address, bytes)? else { return Ok(()) };
+        allocation.undefine(address - allocation.base, bytes);
         Ok(())
     }
 
@@ -467,7 +474,7 @@ impl Memory {
     }
 
     /// Runs a 128-bit atomic operation: no other one runs meanwhile.
-    pub fn wide<R>(&self, operation: impl FnOnce() -> R) -> R {
+    pub(crate) fn wide<R>(&self, operation: impl FnOnce() -> R) -> R {
         let _held = self.wide.lock().unwrap_or_else(PoisonError::into_inner);
         operation()
     }

@@ -65,7 +65,7 @@ fn value(numbers: &mut Numbers, ty: &str) -> u64 {
         "b16" => n % 4,
         _ => {
             let edges = [0, 1, 2, 3, 5, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, i64::MAX as u64, i64::MIN as u64, u64::MAX];
-            let all = if n % 3 == 0 { numbers.next() } else { edges[(n >> 8) as usize % edges.len()] };
+            let all = if n.is_multiple_of(3) { numbers.next() } else { edges[(n >> 8) as usize % edges.len()] };
             if matches!(ty, "u64" | "s64" | "b64") { all } else { all & 0xffff_ffff }
         }
     }
@@ -262,7 +262,7 @@ fn half_precision_scalars_and_vectors() {
                 let specials = [0, 0x8000, 1, 0x8001, infinity, infinity | 0x8000, infinity | 1, infinity - 1, 0x7fff];
                 let mut number = || {
                     let v = numbers.next();
-                    if v % 4 == 0 {
+                    if v.is_multiple_of(4) {
                         specials[(v >> 8) as usize % specials.len()]
                     } else {
                         (one - 0x100 + (v >> 8) as u16 % 0x200) | ((v >> 40) as u16 & 1) << 15

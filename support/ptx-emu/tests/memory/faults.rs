@@ -208,7 +208,7 @@ fn bytes_that_nothing_wrote() {
     // `out` of 512 bytes, of which the host has written all but some.
     let attempt = |body: &str, undefined: std::ops::Range<u64>, checks: Checks| {
         let run = Run::new(Config { checks, ..config() }, &[0; 16], 512);
-        run.machine.memory().range(run.output, 512).unwrap().undefine(undefined.start, undefined.end - undefined.start);
+        run.machine.memory().undefine(run.output + undefined.start, undefined.end - undefined.start).unwrap();
         run.launch(&module("", body), Shape::new(1, 32), 0, &[]).map(|()| run.output)
     };
     let checked = Checks::ALL;
@@ -272,7 +272,7 @@ fn undefined_registers_are_not_stored() {
 fn copies_keep_what_is_undefined() {
     let run = Run::new(config(), &[1; 512], 512);
     let memory = run.machine.memory();
-    memory.range(run.input, 512).unwrap().undefine(40, 4);
+    memory.undefine(run.input + 40, 4).unwrap();
     memory.copy(run.output, run.input, 512).unwrap();
     let report = run.launch(&module("", "ld.global.u32 %r2, [%rd4+8];"), Shape::new(1, 32), 0, &[]).unwrap_err();
     assert_eq!((report.kind, report.thread.unwrap().thread[0]), (Kind::UninitializedMemory, 2));

@@ -262,3 +262,26 @@ fn polling_the_host_sees_pinned_memory() {
     memory.read(flag, &mut back).unwrap();
     assert_eq!(back, [77, 0, 0, 0, 77, 0, 0, 0]);
 }
+
+#[test]
+fn spinning_on_memory_that_nothing_changes() {
+    let stuck = |body: &str| {
+        let run = Run::new(Config { budget: 300_000, ..config() }, &[1; 512], 512);
+        (run.launch(&module("", body), Shape::new(1, 32), 0, &[]).unwrap_err(), run.input)
+    };
+    let (report, address) = stuck("L: ld.volatile.global.u32 %r2, [%rd1+4]; setp.ne.u32 %p1, %r2, 0; @%p1 bra L;");
+    assert_eq!(report.kind, Kind::Livelock, "{report}");
+    let text = report.to_string();
+    assert!(text.contains(&format!("it last read Global memory at {:#x}", address + 4)), "{text}");
+    // Storing what is there already changes nothing; nor does a comparison that fails.
+    let (report, _) = stuck("L: st.volatile.global.u32 [%rd1+4], 0x01010101; st.local.u32 [lo], 5; bra L;");
+    assert_eq!(report.kind, Kind::Livelock, "{report}");
+    let (report, _) = stuck("L: atom.global.cas.b32 %r2, [%rd1+4], 0, 1; setp.ne.u32 %p1, %r2, 0; @%p1 bra L;");
+    assert_eq!(report.kind, Kind::Livelock, "{report}");
+    // A counter does change; in local memory too.
+    let (report, _) = stuck("L: red.global.add.u32 [%rd1+4], 1; bra L;");
+    assert_eq!(report.kind, Kind::Budget, "{report}");
+    let (report, _) =
+        stuck("st.local.u32 [lo], 5; L: ld.local.u32 %r2, [lo]; add.u32 %r2, %r2, 1; st.local.u32 [lo], %r2; bra L;");
+    assert_eq!(report.kind, Kind::Budget, "{report}");
+}
