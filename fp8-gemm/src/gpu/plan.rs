@@ -122,8 +122,8 @@ mod tests {
         assert_eq!(plan(64, 2112), "128x128x128, 17 blocks, 1 row blocks together");
         // 32 x 56 tiles: 14 turns of 128 blocks either way.
         assert_eq!(plan(4096, 7168), "128x128x128, 128 blocks in clusters of 2 (multicast), 5 row blocks together");
-        // Three row blocks: as pairs a quarter of the work is for nothing.
-        assert_eq!(GemmPlan::new(384, 7168, 132).cluster, 1);
+        // Five row blocks by 24: one turn for single blocks, two for three rows of pairs, of which one block has nothing to do.
+        assert_eq!(plan(640, 3072), "128x128x128, 120 blocks, 5 row blocks together");
         assert_eq!(GemmPlan::new(4096, 4096, 1).cluster, 1);
     }
 
