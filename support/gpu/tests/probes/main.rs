@@ -15,6 +15,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use v3_gpu::{Args, Backend, Device, LaunchConfig};
 
+/// Runs a probe on a device and gives its words.
+type Run = Box<dyn Fn(&Device) -> Result<Vec<u64>, v3_gpu::Error>>;
+
 /// What a probe gave: its name and 64-bit words.
 type Outcome = (String, Vec<u64>);
 
@@ -35,7 +38,7 @@ struct Probe {
     /// Of the manual.
     section: &'static str,
     /// Runs it.
-    run: Box<dyn Fn(&Device) -> Result<Vec<u64>, v3_gpu::Error>>,
+    run: Run,
     expected: Expected,
 }
 

@@ -282,7 +282,7 @@ fn params() -> Probe {
 "
     );
     let words: [u64; 8] = std::array::from_fn(|i| 0x1111_1111_0000_0001u64.wrapping_mul(i as u64 + 1));
-    let swap = |w: u64| w << 32 | w >> 32;
+    let swap = |w: u64| w.rotate_left(32);
     let expected = vec![words[0] >> 32, swap(words[1]), swap(words[3]), swap(words[2]), words[5], words[7]];
     probe(
         "ld.param",
