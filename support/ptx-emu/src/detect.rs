@@ -1,9 +1,11 @@
 //! What ties the race detector to launches, and its findings to faults.
 
 use crate::fault::Fault;
+use crate::machine::Launch;
 use crate::race::{self, LaunchId};
 use crate::report::Kind;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// The detectors of a run, when they are on.
 #[derive(Debug, Default)]
@@ -12,6 +14,8 @@ pub struct Detector {
     pub race: race::Detector,
     /// The detector's names of launches.
     pub launches: HashMap<u64, LaunchId>,
+    /// The launches by those names, for reports.
+    pub started: HashMap<LaunchId, Arc<Launch>>,
 }
 
 impl From<Box<race::Report>> for Box<Fault> {

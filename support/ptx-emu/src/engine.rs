@@ -50,6 +50,15 @@ struct Active {
     circles: Vec<bool>,
 }
 
+/// A read of memory that nothing wrote. Whoever was to write it may come later, and then it is a race: the report waits for that.
+struct Suspicion {
+    report: Report,
+    /// The launch: when it ends, nobody has come.
+    launch: u64,
+    /// The read: block, warp, function and instruction.
+    read: ([u32; 3], u32, (u32, u32)),
+}
+
 /// Runs clusters on one operating-system thread.
 pub struct Engine {
     active: Vec<Active>,
@@ -63,6 +72,7 @@ pub struct Engine {
     quiet: u64,
     /// Instructions not yet added to the machine's count: of warps, of threads.
     executed: (u64, u64),
+    suspicion: Option<Suspicion>,
 }
 
 impl Engine {
@@ -81,6 +91,7 @@ impl Engine {
             progressed: 0,
             quiet: 0,
             executed: (0, 0),
+            suspicion: None,
         }
     }
 
@@ -151,6 +162,7 @@ impl Engine {
         if let Some(detector) = &mut self.detector {
             detector.race.host_sync().map_err(|e| plain(*Fault::from_race(e), self.seed))?;
             detector.launches.clear();
+            detector.started.clear();
         }
         Ok(())
     }
@@ -176,6 +188,7 @@ impl Engine {
                             let after: Vec<_> = launch.after.iter().filter_map(|l| detector.launches.get(l).copied()).collect();
                             let id = detector.race.launch_begin(launch.device, launch.blocks(), launch.threads(), &after)?;
                             detector.launches.insert(launch.id, id);
+                            detector.started.insert(id, Arc::clone(&launch));
                             id
                         }
                     };
@@ -237,7 +250,14 @@ impl Engine {
                 Err(located) => {
                     let launch = Arc::clone(&self.active[at].cluster.launch);
                     let block = self.active[at].cluster.blocks[rank].index;
-                    return Err(self.report(inner, &launch, block, &warp, located));
+                    let (kind, read) = (located.fault.kind, (block, warp.index, located.at));
+                    let report = self.report(inner, &launch, block, &warp, located);
+                    if kind != Kind::UninitializedMemory || self.detector.is_none() {
+                        return Err(report);
+                    }
+                    self.suspect(env, Suspicion { report, launch: launch.id, read })?;
+                    self.active[at].cluster.blocks[rank].warps[index] = Some(warp);
+                    worked = true;
                 }
                 Ok((turn, done)) => {
                     executed += done;
@@ -292,6 +312,39 @@ impl Engine {
         Ok(worked)
     }
 
+    /// Lets a read of memory that nothing wrote pass, for now: the instruction is executed again, and all memory counts as written.
+    fn suspect(&mut self, env: &Env, suspicion: Suspicion) -> Result<(), Report> {
+        match &self.suspicion {
+            // That did not help.
+            Some(known) if known.launch == suspicion.launch && known.read == suspicion.read => return Err(suspicion.report),
+            Some(_) => {}
+            None => self.suspicion = Some(suspicion),
+        }
+        env.memory.define_all();
+        for block in self.active.iter_mut().flat_map(|active| &mut active.cluster.blocks) {
+            let size = block.shared.size();
+            block.shared.define(0, size);
+        }
+        Ok(())
+    }
+
+    /// What to report when something goes wrong after a read of memory that nothing wrote: a race explains the read, the read explains all else.
+    fn explained(&mut self, mut report: Report) -> Report {
+        let Some(Suspicion { report: mut read, .. }) = self.suspicion.take() else { return report };
+        if matches!(report.kind, Kind::DataRace | Kind::InsufficientScope | Kind::MissingProxyFence) {
+            let at = read
+                .site
+                .iter()
+                .map(|s| format!(", {s}"))
+                .chain(read.thread.iter().map(|t| format!(", {t}")))
+                .collect::<String>();
+            report.details.push(format!("earlier: {}: {}{at}", read.kind, read.message));
+            return report;
+        }
+        read.details.push(format!("later: {}: {}", report.kind, report.message));
+        read
+    }
+
     fn advance(&mut self, inner: &Inner, at: usize) -> Result<bool, Report> {
         let cluster = &mut *self.active[at].cluster;
         if sync::pending(&cluster.sync) == 0 {
@@ -333,6 +386,11 @@ impl Engine {
         state.thread_instructions += threads;
         self.tell_ended(&mut state)?;
         inner.env.progress();
+        if launch.finished.load(Ordering::Acquire)
+            && let Some(suspicion) = self.suspicion.take_if(|s| s.launch == launch.id)
+        {
+            return Err(suspicion.report);
+        }
         Ok(())
     }
 
@@ -441,6 +499,16 @@ impl Engine {
         report
     }
 
+    /// The launch of one side of a race.
+    fn launch_of(&self, party: &race::Party) -> Option<&Arc<Launch>> {
+        match party.actor {
+            race::Actor::Thread { launch, .. } | race::Actor::Agent { launch, .. } => {
+                self.detector.as_ref()?.started.get(&launch)
+            }
+            race::Actor::Host => None,
+        }
+    }
+
     /// A fault in words; races name both of their sides.
     fn words(&self, inner: &Inner, launch: &Arc<Launch>, fault: Fault) -> Report {
         let mut report = Finding {
@@ -463,9 +531,18 @@ impl Engine {
                 race::Space::Global => "global",
                 race::Space::Shared(_) => "shared",
             };
-            report.message = format!("{}: {} bytes of {space} memory at {:#x}", found.kind, found.size, found.address);
-            let (second, site, thread) = party(&state, launch, &found.second);
-            let (first, ..) = party(&state, launch, &found.first);
+            let what = match found.kind {
+                // The kind of the report says it.
+                race::RaceKind::Unordered => String::new(),
+                kind => format!("{kind}: "),
+            };
+            report.message = format!("{what}{} bytes of {space} memory at {:#x}", found.size, found.address);
+            let of = |side| self.launch_of(side).unwrap_or(launch);
+            let (second, site, thread) = party(&state, of(&found.second), &found.second);
+            let (mut first, ..) = party(&state, of(&found.first), &found.first);
+            if !Arc::ptr_eq(of(&found.first), of(&found.second)) {
+                first.push_str(&format!(", in another launch, of {}", of(&found.first).name()));
+            }
             report.site = site;
             report.thread = thread;
             report.details.push(format!("this: {second}"));
@@ -646,7 +723,7 @@ fn drive_alone(inner: &Inner, waiting: Waiting) -> Result<(), Report> {
         }
         let mut slice = Slice::Worked;
         for _ in 0..64 {
-            slice = engine.slice(inner)?;
+            slice = engine.slice(inner).map_err(|report| engine.explained(report))?;
             if slice != Slice::Worked {
                 break;
             }
@@ -670,7 +747,8 @@ fn drive_alone(inner: &Inner, waiting: Waiting) -> Result<(), Report> {
         }
         if slice == Slice::Stuck {
             drop(state);
-            return Err(engine.stopped(inner, Kind::Deadlock, "no thread can go on".into(), None));
+            let report = engine.stopped(inner, Kind::Deadlock, "no thread can go on".into(), None);
+            return Err(engine.explained(report));
         }
         if !state.busy()
             && let Some(report) = state.stuck(engine.seed)

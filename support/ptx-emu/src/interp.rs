@@ -235,6 +235,10 @@ fn run_group(warp: &mut Warp, around: &mut Surroundings<'_>, launch: &Launch, le
                     Op::Tensor(op) => tensor_ops::exec(op, &mut cx),
                     Op::Control(_) => Ok(Step::Next),
                 };
+                if step.is_err() {
+                    // It may be executed again.
+                    warp.groups[warp.current].wait = resumed;
+                }
                 match step.map_err(|f| located(f, mask))? {
                     Step::Wait(wait) => {
                         wait_here(warp, mask, wait);

@@ -422,6 +422,12 @@ impl Memory {
         Ok(())
     }
 
+    /// Makes all memory there is count as written.
+    pub fn define_all(&self) {
+        let live: Vec<Arc<Allocation>> = self.state().live.values().map(Arc::clone).collect();
+        live.iter().for_each(|allocation| allocation.define(0, allocation.size));
+    }
+
     /// Sets bytes to a value; they count as written.
     pub fn fill(&self, address: u64, value: u8, bytes: u64) -> Result<(), MemoryError> {
         let Some(allocation) = self.range_or_nothing(address, bytes)? else { return Ok(()) };
