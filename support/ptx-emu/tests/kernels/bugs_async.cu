@@ -60,6 +60,9 @@ __device__ __forceinline__ void arrive_and_wait(uint32_t* out) {
         }
         ptx::mbarrier_arrive(mbarrier, BUG == TOO_MANY ? 2 : 1);
     }
+    if (BUG == OVERWRITTEN) {
+        __syncthreads(); // else the store would race with those who wait
+    }
     pipeline::wait(mbarrier, 0);
     if (BUG == WRONG_PHASE) {
         pipeline::wait(mbarrier, 1);
@@ -122,6 +125,9 @@ __device__ __forceinline__ void load(const uint32_t* x, uint32_t* out) {
         ptx::mbarrier_init(mbarrier, 1);
         ptx::fence_mbarrier_init();
     }
+    // So that a read that comes too early finds something.
+    values[threadIdx.x] = values[threadIdx.x + 128] = 0;
+    ptx::fence_proxy_async_shared_cta();
     __syncthreads();
     if (threadIdx.x == 0) {
         if (BUG == NO_EXPECT) {

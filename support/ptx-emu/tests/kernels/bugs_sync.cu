@@ -31,6 +31,9 @@
 
 extern "C" __global__ void shared_race(uint32_t* out) {
     __shared__ uint32_t values[128];
+    // So that a read that comes too early finds something.
+    values[threadIdx.x] = 0;
+    __syncthreads();
     values[threadIdx.x] = threadIdx.x;
     out[threadIdx.x] = values[(threadIdx.x + 32) % 128];
 }
