@@ -22,7 +22,7 @@ fn outcome(ptx: &str, checks: Checks) -> String {
         .map(|&size| if size == 8 { Arg::from(buffer) } else { Arg(vec![0; size as usize]) })
         .collect();
     let stream = machine.stream(0).unwrap();
-    if let Err(error) = machine.launch(stream, &loaded, &kernel, Shape::new(2, 32), &args) {
+    if let Err(error) = machine.launch(stream, &loaded, &kernel, Shape::new(2, 64), &args) {
         return format!("launch: {error}");
     }
     match machine.synchronize() {
