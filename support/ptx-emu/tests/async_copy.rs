@@ -125,7 +125,7 @@ fn copies_of_each_size() {
             let per = size as u32 / 4;
             for (i, &v) in out.iter().enumerate() {
                 let i = i as u32;
-                assert_eq!(v, value((i / per ^ 33) * per + i % per));
+                assert_eq!(v, value(((i / per) ^ 33) * per + i % per));
             }
         }
     }

@@ -545,6 +545,16 @@ fn misuse_of_mbarriers_is_reported() {
 }
 
 #[test]
+fn the_lanes_of_an_arrival_belong_to_one_phase() {
+    let run = run_out(&with_mbarrier(4, "mbarrier.arrive.shared.b64 _, [%r1];"), Shape::new(1, 32), 64, 1, 0);
+    run.reports(Kind::BarrierMisuse, "28 more arrivals than the phase expects");
+    assert_eq!(run.report().thread.unwrap().thread, [3, 0, 0]);
+    // One in a warp is right.
+    let body = "setp.ne.u32 %p2, lane, 0; @!%p2 mbarrier.arrive.shared.b64 _, [%r1];";
+    run_out(&with_mbarrier(4, body), Shape::new(1, 128), 64, 1, 0).ok();
+}
+
+#[test]
 fn an_mbarrier_that_is_waited_for_stays() {
     for instruction in ["mbarrier.inval.shared.b64 [%r1];", "mbarrier.init.shared.b64 [%r1], 1;"] {
         let body = with_mbarrier(

@@ -2,6 +2,9 @@
 //!
 //! Each block keeps a table of its objects; their 8 bytes of shared memory mirror it, so that a store over an object is noticed when it is used next.
 //!
+//! The lanes of one `arrive` instruction arrive one after the other. That some of them would complete a phase and others arrive in the next is legal by the
+//! letter, and a mistake in every kernel (all lanes arrive where one was counted): it is an error here.
+//!
 //! # Scopes
 //!
 //! An arrival from another block of the cluster orders something for a wait only if both say `.cluster`. One exception: by the manual an arrival
@@ -380,6 +383,11 @@ fn arrive(
                 }
                 if completed {
                     object.complete_phase();
+                    // Lanes of one instruction cannot have waited for each other: those that are left were not meant for another phase.
+                    let left = now.iter().filter(|(other, _)| *other > l).count() as u32;
+                    if left > 0 {
+                        return Ok(Err(Misuse::TooMany(left)));
+                    }
                 }
             }
             Ok(Ok(()))
