@@ -13,7 +13,21 @@ pub(super) struct Published {
     pub scope: Scope,
     /// Whether a release operation on the location published it (not a fence before a strong write).
     pub operation: bool,
+    pub sc: ScFence,
     pub knowledge: Knowledge,
+}
+
+/// What `fence.sc` has to do with something published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ScFence {
+    /// Nothing.
+    No,
+    /// The writer executed it, after what it makes known.
+    Own,
+    /// Another thread executed it, and then a barrier together with the writer. That is no release pattern of the writer's, but
+    /// whoever reads the value and then executes a `fence.sc` of its own comes later in the order of these fences, and so in
+    /// causality order (PTX ISA 9.0, sections 8.9.4 and 8.9.5).
+    Passed,
 }
 
 /// Lanes that strongly read the value written at `write`, by time `time`: what they do later is ordered after that write.
@@ -99,6 +113,7 @@ impl Location {
             self.published.retain(|old| {
                 let o = &old.knowledge;
                 !(old.scope <= new.scope
+                    && (new.sc != ScFence::Passed || old.sc == ScFence::Passed)
                     && o.first == k.first
                     && !old.knowledge.init_only
                     && k.covers_lanes(o.uid, o.mask, o.time))

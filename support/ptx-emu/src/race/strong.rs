@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::check::{Check, launch_of};
 use super::clock::Time;
-use super::location::{Published, merge};
+use super::location::{Published, ScFence, merge};
 use super::shadow::{Attr, Cell, Class, Record, Shadow, Shape};
 use super::sync::learnt;
 use super::view::Knowledge;
@@ -111,14 +111,17 @@ impl Detector {
         let found = check.found;
         if access.kind.writes() {
             let releases = sem.releases();
-            let fenced = state
-                .fences
-                .iter()
-                .filter(|(mask, p)| mask >> lane & 1 != 0 && !(releases && p.scope <= sem.scope))
-                .map(|(_, p)| Published { knowledge: Knowledge { mask: 1 << lane, ..p.knowledge.clone() }, ..p.clone() });
+            let fenced =
+                state.fences.iter().filter(|(mask, p)| mask >> lane & 1 != 0 && !(releases && p.scope <= sem.scope)).map(
+                    |(_, p)| match p.sc {
+                        ScFence::Passed => p.clone(),
+                        _ => Published { knowledge: Knowledge { mask: 1 << lane, ..p.knowledge.clone() }, ..p.clone() },
+                    },
+                );
             let own = releases.then(|| Published {
                 scope: sem.scope,
                 operation: true,
+                sc: ScFence::No,
                 knowledge: Knowledge {
                     clock: Arc::clone(&group.clock),
                     first: block.first,
@@ -166,7 +169,7 @@ impl Detector {
         let sem = access.sem;
         if sem.acquires() {
             // A strong read of the location followed by an acquire operation on it is an acquire pattern, too.
-            self.acquire_pending(warp, 1 << lane, sem.scope, Some(address), now)?;
+            self.acquire_pending(warp, 1 << lane, sem.scope, false, Some(address), now)?;
         }
         let Detector { blocks, shared, global, pool, launches, .. } = self;
         let shadow = match owner {
@@ -208,13 +211,14 @@ impl Detector {
             if p.scope < level {
                 continue;
             }
-            if sem.acquires() && sem.scope >= level { learn.push(k) } else { later.push(p) }
+            if sem.acquires() && sem.scope >= level && p.sc != ScFence::Passed { learn.push(k) } else { later.push(p) }
         }
         let pending: Vec<Pending> = later
             .into_iter()
             .map(|p| Pending {
                 mask: 1 << lane,
                 scope: p.scope,
+                sc_only: p.sc == ScFence::Passed,
                 knowledge: p.knowledge.clone(),
                 agents: Vec::new(),
                 address: Some(address),

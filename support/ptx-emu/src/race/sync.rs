@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::clock::{Clock, Lanes, Memo, Time, joined};
-use super::location::Published;
+use super::location::{Published, ScFence};
 use super::types::Observe;
 use super::view::{Knowledge, View};
 use super::warp::{Block, Group, Pending, WarpState, join_distinct};
@@ -84,6 +84,10 @@ impl Detector {
             .map(|g| &g.clock)
             .chain(arrived.and_then(|a| a.clock.as_ref()));
         let Some(mut clock) = join_distinct(clocks) else { return Ok(()) };
+        let passed: Vec<_> = members.iter().flat_map(|&(w, mask)| block.warps[w as usize].sc_fences(mask)).collect();
+        if !passed.is_empty() {
+            members.iter().for_each(|&(w, mask)| block.warps[w as usize].pass(mask, &passed));
+        }
         if whole_warps.count_ones() == count {
             if clock.has_old(first, count, now) {
                 Arc::make_mut(&mut clock).prune(first, count, now);
@@ -127,6 +131,8 @@ impl Detector {
         let (first, count) = (block.first, block.warp_count());
         let state = &mut block.warps[w];
         let mask = mask & state.live;
+        let passed: Vec<_> = state.sc_fences(mask).collect();
+        state.pass(mask, &passed);
         let concerned = || state.groups.iter().filter(|g| g.mask & mask != 0);
         let Some(mut clock) = join_distinct(concerned().map(|g| &g.clock)) else { return Ok(()) };
         let block_time = concerned().map(|g| g.block_time).fold(clock.block_time(first), Time::max);
@@ -166,7 +172,8 @@ impl Detector {
         let (block, w) = self.block_and_warp(warp)?;
         let narrowest = if block.cluster.len() > 1 { Scope::Cluster } else { Scope::Cta };
         let state = &block.warps[w];
-        for (lanes, fence) in state.fences.iter().filter(|f| f.0 & mask != 0 && f.1.scope >= narrowest) {
+        let own = |f: &&(u32, Published)| f.0 & mask != 0 && f.1.scope >= narrowest && f.1.sc != ScFence::Passed;
+        for (lanes, fence) in state.fences.iter().filter(own) {
             into.add(&Knowledge { mask: state.all_or(lanes & mask), ..fence.knowledge.clone() });
         }
         Ok(())
@@ -214,7 +221,7 @@ impl Detector {
             time: now,
             init_only: false,
         };
-        state.pend(Pending { mask, scope: Scope::Sys, knowledge, agents: from.agents.clone(), address: None });
+        state.pend(Pending { mask, scope: Scope::Sys, knowledge, agents: from.agents.clone(), address: None, sc_only: false });
         Ok(())
     }
 
@@ -226,7 +233,7 @@ impl Detector {
         let now = self.tick()?;
         self.block_and_warp(warp)?;
         if order != FenceOrder::Release {
-            self.acquire_pending(warp, mask, scope, None, now)?;
+            self.acquire_pending(warp, mask, scope, order == FenceOrder::Sc, None, now)?;
         }
         if order != FenceOrder::Acquire {
             let (block, w) = self.block_and_warp(warp)?;
@@ -236,17 +243,27 @@ impl Detector {
                 old.0 &= !mask;
             }
             state.fences.retain(|f| f.0 != 0);
+            let sc = if order == FenceOrder::Sc { ScFence::Own } else { ScFence::No };
             let new: Vec<_> = state
                 .knowledge(first, count, mask, now)
-                .map(|(lanes, knowledge)| (lanes, Published { scope, operation: false, knowledge }))
+                .map(|(lanes, knowledge)| (lanes, Published { scope, operation: false, sc, knowledge }))
                 .collect();
             state.fences.extend(new);
         }
         Ok(())
     }
 
-    /// What these lanes' strong reads have shown becomes theirs, as far as the scopes reach; `address`: only what was read there.
-    pub(super) fn acquire_pending(&mut self, warp: Warp, mask: u32, scope: Scope, address: Option<u64>, now: Time) -> Outcome {
+    /// What these lanes' strong reads have shown becomes theirs, as far as the scopes reach; `sc`: by a `fence.sc`; `address`: only what was
+    /// read there.
+    pub(super) fn acquire_pending(
+        &mut self,
+        warp: Warp,
+        mask: u32,
+        scope: Scope,
+        sc: bool,
+        address: Option<u64>,
+        now: Time,
+    ) -> Outcome {
         let Detector { blocks, launches, .. } = self;
         let Some(block) = blocks.get_mut(warp.block.slot as usize) else { return Ok(()) };
         let (cluster, device) = (Arc::clone(&block.cluster), block.device);
@@ -258,7 +275,9 @@ impl Detector {
         let device_of = |w| super::check::launch_of(launches, w).map(|l| l.device);
         let mut observed = Vec::new();
         let mut pending = std::mem::take(&mut state.pending);
-        for p in pending.iter_mut().filter(|p| p.mask & mask != 0 && (address.is_none() || p.address == address)) {
+        let concerned =
+            |p: &&mut Pending| p.mask & mask != 0 && (sc || !p.sc_only) && (address.is_none() || p.address == address);
+        for p in pending.iter_mut().filter(concerned) {
             let uid = state.uid;
             let Some(level) =
                 state.groups.first().map(|g| g.view(first, count, uid, &cluster, device).level(p.knowledge.uid, device_of))
@@ -302,7 +321,7 @@ impl Detector {
             .knowledge(first, count, mask, now)
             .map(|(lanes, k)| {
                 let knowledge = Knowledge { init_only: true, ..k };
-                (lanes, Published { scope: Scope::Cluster, operation: false, knowledge })
+                (lanes, Published { scope: Scope::Cluster, operation: false, sc: ScFence::No, knowledge })
             })
             .collect();
         state.fences.extend(new);

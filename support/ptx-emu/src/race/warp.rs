@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Launch;
 use super::clock::{Clock, Span, Time, joined};
-use super::location::Published;
+use super::location::{Published, ScFence};
 use super::types::{AgentId, Scope};
 use super::view::{Knowledge, View};
 
@@ -26,6 +26,8 @@ pub(super) struct Pending {
     pub mask: u32,
     /// Scope of the release.
     pub scope: Scope,
+    /// Only a `fence.sc` makes it theirs.
+    pub sc_only: bool,
     pub knowledge: Knowledge,
     /// Operations that the same wait showed complete.
     pub agents: Vec<AgentId>,
@@ -93,6 +95,34 @@ impl WarpState {
         if mask == self.live { u32::MAX } else { mask }
     }
 
+    /// These lanes have come through a barrier with those that executed the fences.
+    pub fn pass(&mut self, mask: u32, fences: &[Published]) {
+        for new in fences {
+            let k = &new.knowledge;
+            let known = self.fences.iter_mut().filter(|f| f.1.sc == ScFence::Passed && f.1.knowledge.uid == k.uid);
+            let mut held = false;
+            for old in known {
+                let o = &old.1.knowledge;
+                if (o.mask, o.time) == (k.mask, k.time) && old.1.scope == new.scope {
+                    old.0 |= mask;
+                    held = true;
+                } else if o.time < k.time && o.mask & !k.mask == 0 && old.1.scope <= new.scope {
+                    old.0 &= !mask;
+                }
+            }
+            if !held {
+                self.fences.push((mask, new.clone()));
+            }
+        }
+        self.fences.retain(|f| f.0 != 0);
+    }
+
+    /// The `fence.sc` of these lanes, as they are passed on.
+    pub fn sc_fences(&self, mask: u32) -> impl Iterator<Item = Published> {
+        let concerned = move |f: &&(u32, Published)| f.0 & mask != 0 && f.1.sc != ScFence::No;
+        self.fences.iter().filter(concerned).map(|(_, p)| Published { sc: ScFence::Passed, ..p.clone() })
+    }
+
     /// What the lanes of `mask` know at `time`, one for each group that has some of them.
     pub fn knowledge(&self, first: u32, warps: u32, mask: u32, time: Time) -> impl Iterator<Item = (u32, Knowledge)> {
         self.groups.iter().filter(move |g| g.mask & mask != 0).map(move |g| {
@@ -153,7 +183,7 @@ impl WarpState {
         let same = |p: &&mut Pending| {
             let q = &p.knowledge;
             p.address == a
-                && p.scope == new.scope
+                && (p.scope, p.sc_only) == (new.scope, new.sc_only)
                 && (q.uid, q.mask, q.time) == (k.uid, k.mask, k.time)
                 && Arc::ptr_eq(&q.clock, &k.clock)
         };

@@ -48,3 +48,20 @@ fn counting_together() {
         pair.expect("count", count, &[2 * 200 * 3])
     });
 }
+
+#[test]
+fn exchange() {
+    for n in [1, 256, 700] {
+        each(|text, config| {
+            let pair = Pair::new(text, config);
+            let values = |device: u32| -> Vec<u32> { (0..n).map(|i| i * 7 + device * 100_000).collect() };
+            let mine = [0, 1].map(|d| pair.upload(d, &values(d)));
+            let inbox = [0, 1].map(|d| pair.room(d, n as usize));
+            let flag = [0, 1].map(|d| pair.upload(d, &[0]));
+            let out = [0, 1].map(|d| pair.room(d, n as usize));
+            let of = |d: usize| args![mine[d], inbox[1 - d], inbox[d], flag[1 - d], flag[d], out[d], n];
+            pair.run([("exchange", &of(0)), ("exchange", &of(1))], Shape::new(1, 256))?;
+            (0..2).try_for_each(|d| pair.expect("out", out[d as usize], &values(1 - d)))
+        });
+    }
+}
