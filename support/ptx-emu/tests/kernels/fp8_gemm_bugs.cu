@@ -22,7 +22,7 @@
 //   8   no wait_group.read before the store's buffer is used again   race of the store's reads with the threads' writes (two tiles a block)
 //   9   no wgmma.fence                                               accumulators written by ordinary instructions used by WGMMA unfenced
 //  10   the producer waits for the parity that is under way          deadlock
-//  11   every lane arrives at `empty`, one in a warp is expected     deadlock, or a race: its phases run ahead of the waits
+//  11   every lane arrives at `empty`, one in a warp is expected     more arrivals than expected
 
 #include "pipeline.cuh"
 

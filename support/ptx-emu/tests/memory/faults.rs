@@ -249,7 +249,7 @@ fn shared_bytes_that_nothing_wrote() {
     fails("", &body, Kind::UninitializedMemory, message);
     fails("", "cvta.shared.u64 %rd10, sh; ld.u8 %r3, [%rd10];", Kind::UninitializedMemory, "shared address 0x400");
     fails("", "atom.shared.add.u32 %r3, [sh], 1;", Kind::UninitializedMemory, "atomic operation on 4 bytes");
-    let partly = "st.shared.u16 [sh], 7; ld.shared.u32 %r3, [sh];";
+    let partly = "st.shared.u16 [sh], 7; bar.warp.sync 0xffffffff; ld.shared.u32 %r3, [sh];";
     fails("", partly, Kind::UninitializedMemory, "nothing wrote 0x402");
     // Another block's shared memory is another one's.
     let run = Run::new(config(), &[0; 16], 16);
