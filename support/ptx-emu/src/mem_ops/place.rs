@@ -466,6 +466,13 @@ fn global_lane(view: &mut View, env: &Env, device: u32, site: u32, lane: usize, 
 #[inline]
 pub fn find_shared(cx: &mut Cx<'_>, rank: usize, addresses: &Lanes64, mask: Mask, shape: &Shape) -> Exec<Bytes> {
     let Some(block) = cx.blocks.get_mut(rank) else { return Err(Fault::new(Kind::Unsupported, "no such block")) };
+    if rank != cx.rank && block.live_threads == 0 {
+        let lane = mask.trailing_zeros() as usize % LANES;
+        let (verb, bytes, address) = (shape.verb(), shape.bytes, addresses[lane]);
+        let message =
+            format!("{verb} {bytes} bytes at shared address {address:#x} of block {rank} of the cluster, which has exited");
+        return Err(Fault::at(Kind::EarlyExit, lane, message));
+    }
     let memory = &mut block.shared;
     let start = u64::from(SHARED_START);
     // Only what lies behind the reserved bytes.
