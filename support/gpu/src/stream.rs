@@ -188,7 +188,7 @@ impl Stream {
     pub fn write<T: Pod>(&self, to: &mut Buffer<T>, from: &[T]) -> Result<()> {
         Stream::same("copy to a buffer", to.len(), from.len())?;
         self.here(to, false)?;
-        if from.is_empty() {
+        if to.bytes() == 0 {
             return Ok(());
         }
         self.device().driver().write(self.handle(), to.ptr().0, bytemuck::cast_slice(from))
@@ -198,7 +198,7 @@ impl Stream {
     pub fn read<T: Pod>(&self, from: &Buffer<T>, to: &mut [T]) -> Result<()> {
         Stream::same("copy from a buffer", from.len(), to.len())?;
         self.here(from, false)?;
-        if to.is_empty() {
+        if from.bytes() == 0 {
             return self.synchronize();
         }
         self.device().driver().read(self.handle(), from.ptr().0, bytemuck::cast_slice_mut(to))
@@ -249,7 +249,7 @@ impl Stream {
     /// Queues setting all bytes of a buffer.
     pub fn fill<T: Pod>(&self, buffer: &mut Buffer<T>, byte: u8) -> Result<()> {
         self.here(buffer, false)?;
-        if buffer.is_empty() {
+        if buffer.bytes() == 0 {
             return Ok(());
         }
         self.device().driver().fill(self.handle(), buffer.ptr().0, byte, buffer.bytes())

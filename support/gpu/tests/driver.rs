@@ -3,8 +3,7 @@
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 
 use std::ffi::{c_char, c_int, c_void};
-// Brings in the definitions of the driver's functions.
-use v3_gpu as _;
+use v3_gpu::{Backend, Device, Error};
 
 unsafe extern "C" {
     fn dlopen(name: *const c_char, flags: c_int) -> *mut c_void;
@@ -23,4 +22,8 @@ fn a_missing_driver_is_a_value() {
     let error = result.unwrap_err();
     assert_eq!(error, cust::error::CudaError::NoDevice);
     assert!(error.to_string().contains("no CUDA-capable device"), "{error}");
+    let reason = "there is no NVIDIA driver: libcuda.so.1 cannot be loaded".to_string();
+    let none = Error::NoDevice { backend: Backend::Cuda, reason };
+    assert_eq!(Device::cuda_count(), Err(none.clone()));
+    assert_eq!(Device::cuda(0), Err(none));
 }

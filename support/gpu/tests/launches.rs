@@ -37,7 +37,9 @@ fn what_a_kernel_is() {
         assert_eq!(shared.cluster, None);
         assert_eq!(shared.registers.is_none(), device.backend() == Backend::Emulator);
         let nothing = module.kernel("nothing").unwrap();
-        assert_eq!(nothing.occupancy(1024, 0).unwrap(), 2);
+        // 1536 or 2048 threads a multiprocessor.
+        assert!(matches!(nothing.occupancy(1024, 0).unwrap(), 1 | 2));
+        assert!(nothing.occupancy(128, 0).unwrap() >= 12);
         assert_eq!(nothing.occupancy(32, most).unwrap(), 1);
         assert_eq!(nothing.device(), device);
         assert_eq!(module.device(), device);
