@@ -1,8 +1,6 @@
 //! Several devices.
 
-mod common;
-
-use common::{emulated, for_each_device, with_kernel};
+use crate::common::{emulated, for_each_device, with_kernel};
 use v3_gpu::{Args, Device, Error, LaunchConfig, Stream};
 
 /// Two emulated devices, and two GPUs where there are two that reach each other.

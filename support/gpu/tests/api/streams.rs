@@ -1,8 +1,6 @@
 //! Streams and events.
 
-mod common;
-
-use common::{PTX_90, emulated, for_each_device, for_each_device_from, with_kernel};
+use crate::common::{PTX_90, emulated, for_each_device, for_each_device_from, with_kernel};
 use v3_gpu::{Args, Backend, Error, LaunchConfig};
 
 #[test]

@@ -1,8 +1,6 @@
 //! Buffers, pinned memory, copies.
 
-mod common;
-
-use common::{emulated, for_each_device, gpu};
+use crate::common::{emulated, for_each_device, gpu};
 use v3_gpu::{Buffer, Device, DevicePtr, Error, Pinned};
 
 fn shape<T>(result: Result<T, Error>) -> (&'static str, String, String) {

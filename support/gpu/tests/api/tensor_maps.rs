@@ -1,8 +1,6 @@
 //! Tensor maps: what the hardware allows.
 
-mod common;
-
-use common::for_each_device_from;
+use crate::common::for_each_device_from;
 use v3_gpu::{Device, DevicePtr, Error, OutOfBoundsFill, Swizzle, TensorMap, TensorMapDesc, TensorType};
 
 type Change<'a> = &'a dyn Fn(&mut TensorMapDesc);

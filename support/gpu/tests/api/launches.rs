@@ -1,8 +1,6 @@
 //! Modules, kernels, launches: what they are, and every mistake that can be made with them.
 
-mod common;
-
-use common::{PTX, PTX_90, emulated, for_each_device, for_each_device_from, with_kernel};
+use crate::common::{PTX, PTX_90, emulated, for_each_device, for_each_device_from, with_kernel};
 use v3_gpu::{Args, Backend, Device, DevicePtr, Error, Kernel, LaunchConfig, Stream};
 
 fn launch(stream: &Stream, kernel: &Kernel, config: LaunchConfig, args: Args) -> Result<(), Error> {
