@@ -656,7 +656,9 @@ fn exit(warp: &mut Warp, around: &mut Surroundings<'_>, mask: Mask) -> Exec {
         around.cluster.launch.released.fetch_add(1, Ordering::AcqRel);
     }
     around.env.progress();
-    sync::exited(&mut around.cluster.blocks, &mut around.cluster.sync, rank, warp)
+    let launch = Arc::clone(&around.cluster.launch);
+    let detector = around.detector.as_deref_mut();
+    sync::exited(&launch, &mut around.cluster.blocks, &mut around.cluster.sync, rank, warp, detector)
 }
 
 /// Functions that the driver provides.

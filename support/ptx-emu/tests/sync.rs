@@ -329,6 +329,25 @@ fn a_relaxed_arrival_orders_nothing() {
 }
 
 #[test]
+fn a_block_must_not_end_before_others_are_done_with_its_memory() {
+    let body = |last: &str| {
+        cluster_exchange("barrier.cluster.arrive; barrier.cluster.wait;")
+            .replacen("barrier.cluster.arrive; barrier.cluster.wait;", "MEET", 1)
+            .replace("barrier.cluster.arrive; barrier.cluster.wait;", last)
+            .replace("MEET", "barrier.cluster.arrive; barrier.cluster.wait;")
+    };
+    for seed in 0..SEEDS {
+        let shape = Shape::new(2, 64).clusters(2);
+        run_out(&body("barrier.cluster.arrive; barrier.cluster.wait;"), shape, 256, 256, seed).ok();
+        let run = run_out(&body(""), shape, 256, 256, seed);
+        assert_eq!(run.report().kind, Kind::EarlyExit, "{}", run.report());
+        // To arrive is not enough: the other block may end meanwhile.
+        let run = run_out(&body("barrier.cluster.arrive.relaxed; barrier.cluster.wait;"), shape, 256, 256, seed);
+        assert_eq!(run.report().kind, Kind::EarlyExit, "{}", run.report());
+    }
+}
+
+#[test]
 fn misuse_of_the_clusters_barrier_is_reported() {
     let shape = Shape::new(2, 64).clusters(2);
     run_out("barrier.cluster.arrive; barrier.cluster.arrive;", shape, 4, 1, 0)

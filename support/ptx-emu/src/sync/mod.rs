@@ -15,13 +15,14 @@ mod phase;
 mod queue;
 
 use crate::ast::Instruction;
-use crate::cx::{Block, Cx, Group, Step, Wait, Warp};
+use crate::cx::{Block, Cx, Group, SHARED_START, Step, Wait, Warp};
 use crate::decode::{Decoder, Result};
 use crate::detect::Detector;
 use crate::fault::{Exec, Fault};
 use crate::isa::Src;
 use crate::machine::{Env, Launch};
 use crate::memory::View;
+use crate::race::{self, AccessKind, Actor, Space};
 use crate::regs::{LANES, Mask};
 use crate::report::Kind;
 use crate::rng::Rng;
@@ -194,7 +195,15 @@ pub fn advance(
 }
 
 /// Called when threads of a warp exit: barriers no longer wait for them.
-pub fn exited(blocks: &mut [Block], cluster: &mut ClusterState, rank: usize, warp: &Warp) -> Exec {
+pub fn exited(
+    launch: &Launch,
+    blocks: &mut [Block],
+    cluster: &mut ClusterState,
+    rank: usize,
+    warp: &Warp,
+    detector: Option<&mut Detector>,
+) -> Exec {
+    let alone = blocks.len() == 1;
     let Some(block) = blocks.get_mut(rank) else { return Ok(()) };
     let warps = block.warps.len();
     let state = &mut block.sync;
@@ -212,6 +221,9 @@ pub fn exited(blocks: &mut [Block], cluster: &mut ClusterState, rank: usize, war
     }
     if block.live_threads == 0 {
         block_exited(block, cluster, rank)?;
+        if !alone && let Some(detector) = detector {
+            others_are_done(launch, block, detector)?;
+        }
     }
     Ok(())
 }
@@ -231,6 +243,48 @@ fn block_exited(block: &Block, cluster: &ClusterState, rank: usize) -> Exec {
             "the block ends, and no thread has waited for the asynchronous copies that complete on the mbarrier at shared address {address:#x}"
         );
         return Err(Fault::new(Kind::EarlyExit, message));
+    }
+    Ok(())
+}
+
+/// A block of a cluster has exited: what the others do with its shared memory must be ordered before that, or it may find the memory gone.
+fn others_are_done(launch: &Launch, block: &Block, detector: &mut Detector) -> Exec {
+    // Bytes checked at a time: of each such part, one access is reported.
+    const PART: u32 = 4096;
+    let Some(id) = block.race else { return Ok(()) };
+    let [x, y, z] = block.index.map(u64::from);
+    let [width, height, _] = launch.grid.map(u64::from);
+    let own = x + width * (y + height * z);
+    // The end of the block is after all that its threads did and know.
+    let members: Vec<(u32, Mask)> = (0..).zip(block.sync.exited.iter().copied()).collect();
+    detector.race.barrier(id, &members, None)?;
+    let first = crate::race::Warp { block: id, index: 0 };
+    for address in (SHARED_START..launch.shared_size).step_by(PART as usize) {
+        let bytes = u64::from((launch.shared_size - address).min(PART));
+        let space = Space::Shared(id);
+        let Err(report) = detector.race.access_range(first, 0, space, u64::from(address), bytes, AccessKind::Write, u32::MAX)
+        else {
+            continue;
+        };
+        let race::Report::Race(found) = *report else { return Err(report.into()) };
+        let (Actor::Thread { block, warp, lane, .. } | Actor::Agent { block, warp, lane, .. }) = found.first.actor else {
+            continue;
+        };
+        // What a block leaves unfinished in its own memory is no business of others.
+        if block == own {
+            continue;
+        }
+        let mut fault = Fault::new(
+            Kind::EarlyExit,
+            format!(
+                "block {own} of the grid may end before thread {} of block {block}, of the same cluster, accesses its shared memory at {:#x}: \
+                 nothing orders the access before the end",
+                warp * LANES as u32 + lane,
+                found.address
+            ),
+        );
+        fault.site = Some(found.first.site);
+        return Err(fault);
     }
     Ok(())
 }
