@@ -31,6 +31,6 @@ impl From<Box<race::Report>> for Box<Fault> {
             }
             other => (Kind::Unsupported, other.to_string()),
         };
-        Box::new(Fault { kind, lane: None, message, other: None, race: Some(report), site: None })
+        Box::new(Fault { kind, lane: None, message, other: None, race: Some(report), site: None, thread: None })
     }
 }

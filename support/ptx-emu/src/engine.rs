@@ -522,6 +522,7 @@ impl Engine {
         if let Some(site) = fault.site {
             report.site =
                 lock_state(inner).site(site).and_then(|(program, function, pc)| site_in(&program, launch.name(), function, pc));
+            report.thread = fault.thread;
         }
         if let Some(found) = fault.race
             && let race::Report::Race(found) = *found
@@ -626,7 +627,7 @@ fn digest(warp: &Warp) -> u64 {
 }
 
 /// Coordinates of a linear index, x fastest.
-fn unravel(index: u64, dims: [u32; 3]) -> [u32; 3] {
+pub fn unravel(index: u64, dims: [u32; 3]) -> [u32; 3] {
     let [x, y, _] = dims.map(|d| u64::from(d.max(1)));
     [(index % x) as u32, (index / x % y) as u32, (index / x / y) as u32]
 }

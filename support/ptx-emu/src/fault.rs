@@ -1,6 +1,6 @@
 //! What goes wrong while a kernel runs, before it is known where: executors return a [`Fault`], the interpreter makes a report of it.
 
-use crate::report::Kind;
+use crate::report::{Kind, ThreadId};
 
 /// An error of one instruction.
 #[derive(Debug, Clone)]
@@ -17,12 +17,14 @@ pub struct Fault {
     pub race: Option<Box<crate::race::Report>>,
     /// The instruction to blame, by its number, where it is another one than runs: that of an asynchronous operation.
     pub site: Option<u32>,
+    /// The thread to blame, together with `site`.
+    pub thread: Option<ThreadId>,
 }
 
 impl Fault {
     /// Of a whole warp instruction.
     pub fn new(kind: Kind, message: impl Into<String>) -> Box<Fault> {
-        Box::new(Fault { kind, lane: None, message: message.into(), other: None, race: None, site: None })
+        Box::new(Fault { kind, lane: None, message: message.into(), other: None, race: None, site: None, thread: None })
     }
 
     /// What the race detector found.
@@ -32,7 +34,7 @@ impl Fault {
 
     /// Of one lane.
     pub fn at(kind: Kind, lane: usize, message: impl Into<String>) -> Box<Fault> {
-        Box::new(Fault { kind, lane: Some(lane), message: message.into(), other: None, race: None, site: None })
+        Box::new(Fault { kind, lane: Some(lane), message: message.into(), other: None, race: None, site: None, thread: None })
     }
 }
 

@@ -18,13 +18,14 @@ use crate::ast::Instruction;
 use crate::cx::{Block, Cx, Group, SHARED_START, Step, Wait, Warp};
 use crate::decode::{Decoder, Result};
 use crate::detect::Detector;
+use crate::engine::unravel;
 use crate::fault::{Exec, Fault};
 use crate::isa::Src;
 use crate::machine::{Env, Launch};
 use crate::memory::View;
 use crate::race::{self, AccessKind, Actor, Space};
 use crate::regs::{LANES, Mask};
-use crate::report::Kind;
+use crate::report::{Kind, ThreadId};
 use crate::rng::Rng;
 
 /// A decoded instruction of this family.
@@ -267,22 +268,26 @@ fn others_are_done(launch: &Launch, block: &Block, detector: &mut Detector) -> E
             continue;
         };
         let race::Report::Race(found) = *report else { return Err(report.into()) };
-        let (Actor::Thread { block, warp, lane, .. } | Actor::Agent { block, warp, lane, .. }) = found.first.actor else {
+        let (Actor::Thread { block: theirs, warp, lane, .. } | Actor::Agent { block: theirs, warp, lane, .. }) =
+            found.first.actor
+        else {
             continue;
         };
         // What a block leaves unfinished in its own memory is no business of others.
-        if block == own {
+        if theirs == own {
             continue;
         }
-        let mut fault = Fault::new(
-            Kind::EarlyExit,
-            format!(
-                "block {own} of the grid may end before thread {} of block {block}, of the same cluster, accesses its shared memory at {:#x}: \
-                 nothing orders the access before the end",
-                warp * LANES as u32 + lane,
-                found.address
-            ),
+        let who = ThreadId {
+            device: launch.device,
+            block: unravel(theirs, launch.grid),
+            thread: unravel(u64::from(warp) * LANES as u64 + u64::from(lane), launch.block),
+        };
+        let message = format!(
+            "{who} accesses shared memory at {:#x} of another block of its cluster, ({}, {}, {}), which may have ended: nothing orders the access before its end",
+            found.address, block.index[0], block.index[1], block.index[2]
         );
+        let mut fault = Fault::new(Kind::EarlyExit, message);
+        fault.thread = Some(who);
         fault.site = Some(found.first.site);
         return Err(fault);
     }
