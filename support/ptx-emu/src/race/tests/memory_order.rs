@@ -359,3 +359,38 @@ fn a_relaxed_wait_needs_a_fence() {
         assert_eq!(kind(t.read(b, ALL, t.shared(0), 0)).is_none(), fence);
     }
 }
+
+#[test]
+fn fences_before_a_barrier_order_by_the_order_of_sc_fences() {
+    // Every thread fences its own write, a barrier follows, one thread sets a flag: no release pattern, unless both sides use fence.sc.
+    for (writer, reader, far, ordered) in [
+        (FenceOrder::Sc, FenceOrder::Sc, false, true),
+        (FenceOrder::Sc, FenceOrder::AcqRel, false, false),
+        (FenceOrder::AcqRel, FenceOrder::Sc, false, false),
+        (FenceOrder::Sc, FenceOrder::Sc, true, false),
+    ] {
+        let mut t = Bench::new(2, 64);
+        let other = t.d.launch_begin(1, 1, 64, &[]).unwrap();
+        let block = t.d.cluster_begin(other, &[0]).unwrap()[0];
+        let reading = if far { Warp { block, index: 0 } } else { t.warp(1, 0) };
+        let (a, b) = (t.warp(0, 0), t.warp(0, 1));
+        t.write(b, ALL, Space::Global, DATA).unwrap();
+        t.d.fence(a, ALL, writer, Gpu).unwrap();
+        t.d.fence(b, ALL, writer, Gpu).unwrap();
+        t.barrier(0);
+        t.one(a, 0, Write, sem(Relaxed, Sys), FLAG).unwrap();
+        t.one(reading, 0, Read, sem(Relaxed, Sys), FLAG).unwrap();
+        t.d.fence(reading, ALL, reader, Gpu).unwrap();
+        let read = kind(t.one(reading, 0, Read, Sem::WEAK, DATA));
+        assert_eq!(read.is_none(), ordered, "{writer:?} {reader:?} {far}");
+    }
+    // A release operation without a fence of its own passes the fences on only to those who fence.
+    let mut t = Bench::new(2, 64);
+    let (a, b, c) = (t.warp(0, 0), t.warp(0, 1), t.warp(1, 0));
+    t.write(b, ALL, Space::Global, DATA).unwrap();
+    t.d.fence(b, ALL, FenceOrder::Sc, Gpu).unwrap();
+    t.barrier(0);
+    t.one(a, 0, Write, sem(Relaxed, Gpu), FLAG).unwrap();
+    t.one(c, 0, Read, sem(Acquire, Gpu), FLAG).unwrap();
+    assert_eq!(kind(t.one(c, 0, Read, Sem::WEAK, DATA)), Some(RaceKind::Unordered));
+}
