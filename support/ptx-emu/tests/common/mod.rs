@@ -9,7 +9,6 @@ use bytemuck::Pod;
 use ptx_emu::{Arg, Config, Kind, LaunchError, Loaded, Machine, Module, Report, Shape, StreamId, ThreadId, explore};
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A compiled kernel file of `tests/kernels` with its PTX.
@@ -287,23 +286,6 @@ pub fn reports_on(base: Config, n: u64, expected: &Expected<'_>, run: impl Fn(Co
     if let Err((seed, what)) = outcome {
         panic!("{} with seed {seed}: {what}", expected.kernel);
     }
-}
-
-/// A run that must end in this report with some of `n` seeds, and without a report with the others.
-pub fn reports_in_some(n: u64, expected: &Expected<'_>, run: impl Fn(Config) -> Run + Sync) {
-    let found = AtomicU64::new(0);
-    let outcome = explore(seeds(n), &Config::default(), |config| match run(config) {
-        Ok(()) => Ok(()),
-        Err(Failure::Wrong(text)) => Err(text),
-        Err(Failure::Report(report)) => {
-            found.fetch_add(1, Ordering::Relaxed);
-            expected.check(&report).map_err(|what| format!("{what}; the report is:\n{report}"))
-        }
-    });
-    if let Err((seed, what)) = outcome {
-        panic!("{} with seed {seed}: {what}", expected.kernel);
-    }
-    assert_ne!(found.into_inner(), 0, "{}: no seed of {} shows it", expected.kernel, seeds(n));
 }
 
 /// Any thread.
