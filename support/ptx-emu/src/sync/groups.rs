@@ -63,7 +63,7 @@ impl Groups {
     /// Commits.
     pub fn commit(&mut self, mask: Mask) {
         for lane in lanes(mask) {
-            self.committed[lane] += 1;
+            self.committed[lane] = self.committed[lane].wrapping_add(1);
         }
     }
 
