@@ -47,6 +47,7 @@
 //! | [`quantize`] | 1x128, 128x1, 128x128, transposed along tokens, fused with SwiGLU; re-tiling; back to f32 |
 //! | [`BlockScaled`] | a matrix of E4M3 with its scales, and views of it; UE8M0 scales |
 //! | [`E5m6Rows`] | 12-bit rows, for activations that are kept for the weight gradient |
+//! | `gpu` (feature `gpu`) | quantisers and the FP8 product as GPU kernels, and their host side |
 //! | [`mod@reference`] | all of it again, obvious and slow: what the tests compare with, bit by bit |
 //!
 //! # Numbers
@@ -57,10 +58,13 @@
 //!
 //! # Backends
 //!
-//! One backend, `f32-fma`: bf16 and E4M3 operands are decoded to f32 in blocks that stay in the caches, and multiplied by f32 multiply-adds on AVX-512,
+//! On CPUs one backend, `f32-fma`: bf16 and E4M3 operands are decoded to f32 in blocks that stay in the caches, and multiplied by f32 multiply-adds on AVX-512,
 //! AVX2 or plain Rust ([`v3_numerics::cpu::Isa`]; `V3_ISA` lowers it). A product of two bf16 or two E4M3 values is exact in f32, so
 //! the bits agree between instruction sets. Processors whose bf16 dot product runs at twice the rate of f32 would gain from it; it sums
 //! pairs in another order and would be a backend of its own name.
+//!
+//! The kernels of the module `gpu` run on the back ends of `v3-gpu`, which have names of their own: `cuda` (feature `cuda`) and `emulator`, which executes
+//! the kernels' PTX on the CPU and is what the tests use. Feature `nvcc` compiles the kernels instead of embedding the PTX that comes along.
 //!
 //! # Measured
 //!

@@ -45,17 +45,37 @@
 //! # fn main() {}
 //! ```
 //!
+//! # Back ends
+//!
+//! [`Device::backend`] names them; results and errors should too.
+//!
+//! | name | feature | devices | needs |
+//! |---|---|---|---|
+//! | `emulator` | `emulator` | `Device::emulated`: as many as asked for, of compute capability 9.0, in one address space | nothing |
+//! | `cuda` | `cuda` | [`Device::cuda`]: the GPUs of this machine | a driver for CUDA 12.0 or later, Linux on x86-64 or AArch64; to build, a C compiler, but no toolkit |
+//!
+//! The same mistakes are the same errors on both: [`Error`] lists them. What differs:
+//!
+//! - The emulator runs what is queued when a host thread waits, in an order that a seed chooses; nothing runs behind the program's back.
+//! - What a kernel does wrong is a report on the emulator (what, where, which thread, which seed) and one of the driver's few errors on a GPU, if
+//!   anything. Either way the context is lost: every later call is [`Error::Kernel`].
+//! - A malformed module's message begins with `line:column` on the emulator; on a GPU it is what the driver's assembler says.
+//! - The emulator has no device time ([`Event::elapsed_ms`]) and does not know registers ([`KernelInfo::registers`]).
+//! - Device memory comes from the device's default pool on a GPU, which is told to keep what it has; where there are no pools
+//!   ([`DeviceInfo::stream_ordered`]) freeing waits for the stream. Copies from slices wait for the stream on a GPU.
+//! - Sizes of parameters are asked of the driver from CUDA 12.4 on, and read from the PTX text before.
+//!
 //! # Ownership and order
 //!
-//! Everything holds its device's context, which lives as long as anything of it. Memory is allocated and freed in the order of a stream:
-//! dropping a [`Buffer`] queues freeing it behind what its stream was given before. If other streams use the buffer, let its stream wait
-//! for them ([`Stream::wait`]) before dropping it. Copies from and to host slices are complete when they return; copies through
-//! [`Pinned`] memory are not.
+//! Everything holds its device's context, which lives as long as anything of it, and may be used from any thread. Memory is allocated and freed in the order
+//! of a stream: dropping a [`Buffer`] queues freeing it behind what its stream was given before, and behind the copies that other
+//! streams were given with it. What a launch in another stream uses is to be named with [`Buffer::use_in`]. Copies from and to host slices are
+//! complete when they return; copies through [`Pinned`] memory are not, and whoever touches the memory waits for them.
 //!
 //! # Raw pointers
 //!
 //! [`Buffer::ptr`], [`Stream::raw`] and [`Device::raw_context`] give what other libraries want; [`Stream::launch_raw`] takes addresses
-//! of memory that is not this crate's, unchecked.
+//! of memory that is not this crate's, unchecked, and [`Device::stream_from_raw`] another library's stream.
 
 mod buffer;
 #[cfg(feature = "cuda")]
