@@ -55,6 +55,15 @@ impl Env {
     }
 }
 
+/// A launch that another may overlap and has to wait for.
+#[derive(Debug, Clone)]
+pub struct Prerequisite {
+    /// Its number.
+    pub id: u64,
+    /// All its blocks are done.
+    pub finished: Arc<AtomicBool>,
+}
+
 /// A launch that runs.
 #[derive(Debug)]
 pub struct Launch {
@@ -87,13 +96,13 @@ pub struct Launch {
     /// First of the numbers that the race detector calls the program's instructions by.
     pub site_base: u32,
     /// Launches that `griddepcontrol.wait` waits for.
-    pub prerequisites: Vec<Arc<Launch>>,
+    pub prerequisites: Vec<Prerequisite>,
     /// Launches known to be over when this one started: what the race detector takes as ordered before.
     pub after: Vec<u64>,
     /// Blocks that executed `griddepcontrol.launch_dependents` or have exited.
     pub released: AtomicU64,
     /// All blocks are done.
-    pub finished: AtomicBool,
+    pub finished: Arc<AtomicBool>,
     /// Warp instructions executed.
     pub executed: AtomicU64,
 }
@@ -455,7 +464,7 @@ impl Machine {
             prerequisites: vec![],
             after: vec![],
             released: AtomicU64::new(0),
-            finished: AtomicBool::new(false),
+            finished: Arc::default(),
             executed: AtomicU64::new(0),
         })
     }

@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::error::LaunchError;
-use crate::machine::{Env, Launch};
+use crate::machine::{Env, Launch, Prerequisite};
 use crate::memory::MemoryError;
 use crate::program::Program;
 use crate::report::{Finding, Kind, Report};
@@ -48,6 +48,19 @@ struct Stream {
     running: Vec<Arc<Launch>>,
     /// Launches that are over and that what comes next in this stream comes after.
     knows: BTreeSet<u64>,
+    /// The latest launches, as far back as programmatic launches reach: the next one, if it is programmatic too, comes after them only
+    /// where it waits for them, even if they happen to be over.
+    chain: Vec<Prerequisite>,
+}
+
+/// Launches of a chain that are over and this far back count as known.
+const LONGEST_CHAIN: usize = 32;
+
+impl Stream {
+    /// Nothing runs, and what comes next comes after all of it.
+    fn settle(&mut self) {
+        self.knows.extend(self.chain.drain(..).map(|l| l.id));
+    }
 }
 
 #[derive(Debug, Default)]
@@ -152,7 +165,7 @@ impl State {
 
     /// A new stream.
     pub fn add_stream(&mut self, device: u32) -> usize {
-        self.streams.push(Stream { device, queue: VecDeque::new(), running: vec![], knows: BTreeSet::new() });
+        self.streams.push(Stream { device, queue: VecDeque::new(), running: vec![], knows: BTreeSet::new(), chain: vec![] });
         self.streams.len() - 1
     }
 
@@ -218,7 +231,8 @@ impl State {
         match waiting {
             Waiting::All => {}
             Waiting::Stream(i) => {
-                if let Some(stream) = self.streams.get(i) {
+                if let Some(stream) = self.streams.get_mut(i) {
+                    stream.settle();
                     self.host_knows.extend(&stream.knows);
                 }
             }
@@ -231,7 +245,10 @@ impl State {
         let idle = self.over(Waiting::All);
         if idle && waiting == Waiting::All {
             self.host_knows.clear();
-            self.streams.iter_mut().for_each(|s| s.knows.clear());
+            for stream in &mut self.streams {
+                stream.knows.clear();
+                stream.chain.clear();
+            }
             self.events.iter_mut().for_each(|e| e.knows.clear());
             return true;
         }
@@ -270,11 +287,19 @@ impl State {
             _ => {}
         }
         let Some(command) = stream.queue.pop_front() else { return Ok(false) };
+        if !matches!(command, Command::Launch { programmatic: true, .. }) {
+            stream.settle();
+        }
         match command {
             Command::Launch { mut launch, .. } => {
                 launch.id = self.next_launch;
                 self.next_launch += 1;
-                launch.prerequisites = stream.running.clone();
+                while stream.chain.len() > LONGEST_CHAIN && stream.chain[0].finished.load(Ordering::Acquire) {
+                    let oldest = stream.chain.remove(0);
+                    stream.knows.insert(oldest.id);
+                }
+                launch.prerequisites = stream.chain.clone();
+                stream.chain.push(Prerequisite { id: launch.id, finished: Arc::clone(&launch.finished) });
                 launch.after = stream.knows.iter().copied().collect();
                 let launch: Arc<Launch> = Arc::from(launch);
                 stream.running.push(Arc::clone(&launch));
@@ -358,7 +383,6 @@ impl State {
             launch.finished.store(true, Ordering::Release);
             let stream = &mut self.streams[running.stream];
             stream.running.retain(|l| !Arc::ptr_eq(l, launch));
-            stream.knows.insert(launch.id);
             self.ended.push(launch.id);
             self.running.remove(at);
         }
