@@ -389,31 +389,27 @@ impl Reduce {
 /// which is reported where it is used: code that tests the source lane afterwards does nothing wrong.
 fn exchange(cx: &mut Cx<'_>, parties: &Parties, mode: Shuffle, d: Reg, p: Option<u32>, [a, b, c]: [&Src; 3]) {
     let (values, b_values, c_values) = (cx.get32(a), cx.get32(b), cx.get32(c));
-    let mut sources: [usize; LANES] = std::array::from_fn(|i| i);
-    let mut in_range = 0;
-    for lane in 0..LANES as u32 {
-        let (b, clamp) = (b_values[lane as usize] & 31, c_values[lane as usize] & 31);
-        let segment = c_values[lane as usize] >> 8 & 31;
+    // Lane by lane, without branches: the lane that is read, and whether it is in range.
+    let found: [(u32, bool); LANES] = std::array::from_fn(|i| {
+        let lane = i as u32;
+        let (b, clamp) = (b_values[i] & 31, c_values[i] & 31);
+        let segment = c_values[i] >> 8 & 31;
         let least = lane & segment;
         let most = least | (clamp & !segment);
-        let (source, valid) = match mode {
-            Shuffle::Up => (lane.wrapping_sub(b), lane >= b && lane - b >= most),
+        match mode {
+            // A lane below zero wraps to a large number, which is not in range either.
+            Shuffle::Up => (lane.wrapping_sub(b), lane as i32 - b as i32 >= most as i32),
             Shuffle::Down => (lane + b, lane + b <= most),
             Shuffle::Bfly => (lane ^ b, lane ^ b <= most),
             Shuffle::Idx => (least | (b & !segment), least | (b & !segment) <= most),
-        };
-        if valid {
-            sources[lane as usize] = source as usize;
-            in_range |= 1 << lane;
         }
-    }
-    let mut out: Lanes32 = [0; LANES];
+    });
+    let in_range = mask_of(|i| found[i].1);
+    let sources: [usize; LANES] = std::array::from_fn(|i| if found[i].1 { (found[i].0 & 31) as usize } else { i });
+    let out: Lanes32 = std::array::from_fn(|i| values[sources[i]]);
     let mut reachable = 0;
     for party in parties.iter() {
-        for i in lanes(party) {
-            out[i] = values[sources[i]];
-            reachable |= (party >> sources[i] & 1) << i;
-        }
+        reachable |= if party == Mask::MAX { party } else { mask_of(|i| party >> sources[i] & 1 == 1) & party };
     }
     if cx.env.config.checks.uninitialized {
         let defined = |src: &Src| match src {

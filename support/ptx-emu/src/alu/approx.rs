@@ -3,6 +3,7 @@
 
 use super::float::{bits, flush, flush_if};
 use super::half::Half;
+use super::ops::Un32;
 use crate::formats::{Format, Modifiers, Rounding, encode};
 use crate::rng::Rng;
 
@@ -123,7 +124,24 @@ impl Function {
     }
 }
 
+/// `.f32` of one of the functions that kernels call often.
+#[inline(always)]
+pub(crate) fn single(function: Function, ftz: bool, a: u32) -> u32 {
+    flush_if(ftz, function.single(flush_if(ftz, a)))
+}
+
 impl Approx {
+    /// The loop over lanes that computes it.
+    pub fn lanes(self) -> Un32 {
+        match (self.function, self.operand) {
+            (Function::Rcp, Operand::F32(ftz)) => Un32::RcpApprox(ftz),
+            (Function::Sqrt, Operand::F32(ftz)) => Un32::SqrtApprox(ftz),
+            (Function::Rsqrt, Operand::F32(ftz)) => Un32::RsqrtApprox(ftz),
+            (Function::Ex2, Operand::F32(ftz)) => Un32::Ex2Approx(ftz),
+            _ => Un32::Approx(self),
+        }
+    }
+
     /// The exact result rounded; sources of up to 32 bits.
     #[inline(always)]
     pub fn apply(self, a: u32) -> u32 {

@@ -1,7 +1,8 @@
 //! Extended precision: `add.cc`, `addc`, `sub.cc`, `subc`, `mad.cc`, `madc` (PTX ISA 9.0, section 9.7.2).
 //!
-//! The carry flag is a predicate of its own in each activation of a function, [`CARRY`]: it is not kept across calls. A subtraction writes
-//! its borrow there.
+//! The carry flag is a predicate of its own in each activation of a function, [`CARRY`]: it is not kept across calls. A subtraction adds the
+//! complement, so the flag is set where it does *not* borrow: `addc` after `sub.cc` sees that, and the compiler's 128-bit
+//! division depends on it.
 
 use super::Alu;
 use super::decode_int::Part;
@@ -31,7 +32,7 @@ enum Kind {
 pub(crate) struct Carry {
     kind: Kind,
     ty: Ty,
-    /// Adds the flag (subtracts it).
+    /// Adds the flag.
     carry_in: bool,
     /// Writes it.
     carry_out: bool,
@@ -117,7 +118,7 @@ impl Carry {
         }
     }
 
-    /// One lane: the result, and the carry or borrow.
+    /// One lane: the result, and the carry.
     fn lane(&self, a: u64, b: u64, c: u64, flag: bool) -> (u64, bool) {
         let bits = self.ty.bits();
         let limit = 1u128 << bits;
@@ -125,21 +126,17 @@ impl Carry {
             Kind::Add | Kind::Sub => (a, b),
             Kind::Mad { high } => (self.product(a, b, high), c),
         };
-        let (wide, flag) = (u128::from(x), u128::from(flag));
-        let (result, carry) = if self.kind == Kind::Sub {
-            let take = u128::from(y) + flag;
-            (wide.wrapping_sub(take) & (limit - 1), wide < take)
-        } else {
-            let sum = wide + u128::from(y) + flag;
-            (sum & (limit - 1), sum >= limit)
-        };
+        let sub = self.kind == Kind::Sub;
+        let y = if sub { !y & (limit - 1) as u64 } else { y };
+        // What is added when no flag comes in: nothing, or the one that completes the complement.
+        let more = if self.carry_in { flag } else { sub };
+        let sum = u128::from(x) + u128::from(y) + u128::from(more);
+        let carry = sum >= limit;
         if self.sat {
-            let (x, y, flag) = (i64::from(x as i32), i64::from(y as i32), flag as i64);
-            let exact = if self.kind == Kind::Sub { x - y - flag } else { x + y + flag };
-            let clamped = exact.clamp(i32::MIN.into(), i32::MAX.into()) as u32;
-            return (clamped.into(), carry);
+            let exact = i64::from(x as i32) + i64::from(y as i32) + i64::from(more);
+            return ((exact.clamp(i32::MIN.into(), i32::MAX.into()) as u32).into(), carry);
         }
-        (result as u64, carry)
+        ((sum & (limit - 1)) as u64, carry)
     }
 
     fn product(&self, a: u64, b: u64, high: bool) -> u64 {

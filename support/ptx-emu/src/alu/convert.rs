@@ -2,7 +2,7 @@
 //! zero-extended to 64 bits, as a destination register wider than the type wants them.
 
 use super::float::{NAN64, flush, saturate, saturate64};
-use super::half::Half;
+use super::half::{Half, NAN16};
 use super::opcode::Ty;
 use super::soft;
 use crate::formats::{self, Format, Modifiers, Rounding, encode};
@@ -250,6 +250,49 @@ impl PackedToPacked {
             PackedToPacked::ToF16x2(format, relu) => formats::fp8x2_to_f16x2(a as u16, format, relu),
         }
     }
+}
+
+/// `cvt.rn.satfinite.e4m3x2.f32` of one value, without branches.
+#[inline(always)]
+pub(crate) fn to_e4m3(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    // As `Half::round` does: normal numbers are rebased (by 120), subnormal ones rounded by a sum whose last bit is 2^-9.
+    let normal = magnitude.wrapping_add(0x7_ffff).wrapping_add(magnitude >> 20 & 1).wrapping_sub(120 << 23) >> 20;
+    let subnormal = (f32::from_bits(magnitude) + 16384.0).to_bits().wrapping_sub(16384f32.to_bits());
+    let finite = if magnitude < 0x3c80_0000 { subnormal } else { normal.min(0x7e) };
+    // Rebasing wraps for what is far beyond the largest value.
+    let finite = if magnitude > 0x43e0_0000 { 0x7e } else { finite };
+    if magnitude > 0x7f80_0000 { 0x7f } else { finite | bits >> 24 & 0x80 }
+}
+
+/// `cvt.rn.satfinite.e5m2x2.f32` of one value, without branches.
+#[inline(always)]
+pub(crate) fn to_e5m2(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    let normal = magnitude.wrapping_add(0xf_ffff).wrapping_add(magnitude >> 21 & 1).wrapping_sub(112 << 23) >> 21;
+    let subnormal = (f32::from_bits(magnitude) + 128.0).to_bits().wrapping_sub(128f32.to_bits());
+    let finite = if magnitude < 0x3880_0000 { subnormal } else { normal.min(0x7b) };
+    let finite = if magnitude > 0x4760_0000 { 0x7b } else { finite };
+    if magnitude > 0x7f80_0000 { 0x7f } else { finite | bits >> 24 & 0x80 }
+}
+
+/// The `.f16` of an E4M3 pattern, exact.
+#[inline(always)]
+pub(crate) fn from_e4m3(a: u32) -> u32 {
+    let magnitude = a & 0x7f;
+    let normal = (magnitude << 7).wrapping_add(8 << 10);
+    // Eight subnormals: integers times 2^-9, which f16 holds as normal numbers.
+    let subnormal = Half::F16.round(magnitude as i32 as f32 * f32::from_bits((127 - 9) << 23));
+    let finite = if magnitude < 8 { subnormal } else { normal };
+    if magnitude == 0x7f { NAN16 } else { finite | (a & 0x80) << 8 }
+}
+
+/// The `.f16` of an E5M2 pattern: its upper byte.
+#[inline(always)]
+pub(crate) fn from_e5m2(a: u32) -> u32 {
+    if a & 0x7f > 0x7c { NAN16 } else { a << 8 }
 }
 
 /// `cvt.pack.sat`: a and b clamped and packed, a above b, and for types narrower than 16 bits c above both.

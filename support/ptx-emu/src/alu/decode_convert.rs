@@ -3,7 +3,6 @@
 
 use super::Alu;
 use super::convert::{FloatToFloat, FloatToInt, IntToFloat, IntToInt, PackSat, PackedToPacked, PairToPacked, ToIntegral};
-use super::half::Half;
 use super::opcode::{Opcode, Ty, destination, source};
 use super::ops::{Bin32, Narrow1, Tri32, Un32, Un64, Widen1};
 use crate::ast::{Instruction, Operand};
@@ -192,10 +191,11 @@ fn float_to_float(d: &mut Decoder<'_>, op: &mut Opcode<'_>, instruction: &Instru
     let modifiers = Modifiers { satfinite, relu };
     let how = FloatToFloat { from, to, rounding, integral, ftz, sat, modifiers };
     let plain = rounding == Rounding::NearestEven && integral.is_none() && !ftz && !sat && modifiers == Modifiers::default();
-    let half = |ty| if ty == Ty::F16 { Half::F16 } else { Half::Bf16 };
     let narrow = match (from, to) {
-        (Ty::F16 | Ty::Bf16, Ty::F32) if plain => Un32::HalfToF32(half(from)),
-        (Ty::F32, Ty::F16 | Ty::Bf16) if plain => Un32::F32ToHalf(half(to)),
+        (Ty::F16, Ty::F32) if plain => Un32::F16ToF32,
+        (Ty::Bf16, Ty::F32) if plain => Un32::Bf16ToF32,
+        (Ty::F32, Ty::F16) if plain => Un32::F32ToF16,
+        (Ty::F32, Ty::Bf16) if plain => Un32::F32ToBf16,
         _ => Un32::FloatToFloat(how),
     };
     let widen = match (from, to) {
@@ -249,8 +249,10 @@ fn pair(d: &mut Decoder<'_>, op: &mut Opcode<'_>, instruction: &Instruction, to:
     };
     let plain = rounding == Rounding::NearestEven && !relu && !satfinite;
     let kind = match to {
-        Ty::F16x2 if plain => Bin32::F32x2ToHalfx2(Half::F16),
-        Ty::Bf16x2 if plain => Bin32::F32x2ToHalfx2(Half::Bf16),
+        Ty::F16x2 if plain => Bin32::F32x2ToF16x2,
+        Ty::Bf16x2 if plain => Bin32::F32x2ToBf16x2,
+        Ty::E4m3x2 if !relu => Bin32::F32x2ToE4m3x2,
+        Ty::E5m2x2 if !relu => Bin32::F32x2ToE5m2x2,
         _ => Bin32::PairToPacked(PairToPacked { format, rounding, modifiers: Modifiers { satfinite, relu } }),
     };
     Ok(Alu::Bin32 { op: kind, d: reg, a, b })
@@ -266,14 +268,18 @@ fn packed(d: &mut Decoder<'_>, op: &mut Opcode<'_>, instruction: &Instruction, t
         if !op.flag("satfinite") {
             return Err(op.unknown(d, "it needs .satfinite"));
         }
-        PackedToPacked::FromF16x2(fp8(to), relu)
+        Un32::Packed(PackedToPacked::FromF16x2(fp8(to), relu))
     } else {
-        PackedToPacked::ToF16x2(fp8(from), relu)
+        match (relu, from) {
+            (false, Ty::E4m3x2) => Un32::E4m3x2ToF16x2,
+            (false, _) => Un32::E5m2x2ToF16x2,
+            (true, _) => Un32::Packed(PackedToPacked::ToF16x2(fp8(from), relu)),
+        }
     };
     op.end(d)?;
     let [to_operand, a] = op.operands(d, instruction)?;
     let (a, reg) = (source(d, a, from)?, destination(d, to_operand, to)?);
-    Ok(Alu::Un32 { op: Un32::Packed(kind), d: reg, a })
+    Ok(Alu::Un32 { op: kind, d: reg, a })
 }
 
 fn pack(d: &mut Decoder<'_>, op: &mut Opcode<'_>, instruction: &Instruction) -> Result<Alu> {

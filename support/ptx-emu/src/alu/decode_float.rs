@@ -108,23 +108,36 @@ fn halves(
     mode.relu = kind == Arith::Fma && !mode.sat && op.flag("relu");
     let plain = mode == HalfMode::default();
     if kind == Arith::Fma {
-        let kind = match (plain, packed) {
-            (true, false) => Tri32::FmaHalf(format),
-            (true, true) => Tri32::FmaHalfx2(format),
-            (false, false) => Tri32::HalfInMode(kind, format, mode),
-            (false, true) => Tri32::Halfx2InMode(kind, format, mode),
+        if plain && packed && format == Half::F16 {
+            op.end(d)?;
+            let [to, a, b, c] = op.operands(d, instruction)?;
+            let (a, b, c) = (source(d, a, ty)?, source(d, b, ty)?, source(d, c, ty)?);
+            return Ok(Alu::FmaF16x2 { d: destination(d, to, ty)?, a, b, c });
+        }
+        let kind = match (plain, packed, format) {
+            (true, false, Half::F16) => Tri32::FmaF16,
+            (true, false, Half::Bf16) => Tri32::FmaBf16,
+            (true, true, _) => Tri32::FmaBf16x2,
+            (false, false, _) => Tri32::HalfInMode(kind, format, mode),
+            (false, true, _) => Tri32::Halfx2InMode(kind, format, mode),
         };
         return tri32(d, &op, instruction, ty, kind);
     }
-    let kind = match (kind, plain, packed) {
-        (Arith::Add, true, false) => Bin32::AddHalf(format),
-        (Arith::Sub, true, false) => Bin32::SubHalf(format),
-        (Arith::Mul, true, false) => Bin32::MulHalf(format),
-        (Arith::Add, true, true) => Bin32::AddHalfx2(format),
-        (Arith::Sub, true, true) => Bin32::SubHalfx2(format),
-        (Arith::Mul, true, true) => Bin32::MulHalfx2(format),
-        (_, _, false) => Bin32::HalfInMode(kind, format, mode),
-        (_, _, true) => Bin32::Halfx2InMode(kind, format, mode),
+    let kind = match (kind, format, packed) {
+        _ if !plain && !packed => Bin32::HalfInMode(kind, format, mode),
+        _ if !plain => Bin32::Halfx2InMode(kind, format, mode),
+        (Arith::Add, Half::F16, false) => Bin32::AddF16,
+        (Arith::Sub, Half::F16, false) => Bin32::SubF16,
+        (_, Half::F16, false) => Bin32::MulF16,
+        (Arith::Add, Half::F16, true) => Bin32::AddF16x2,
+        (Arith::Sub, Half::F16, true) => Bin32::SubF16x2,
+        (_, Half::F16, true) => Bin32::MulF16x2,
+        (Arith::Add, Half::Bf16, false) => Bin32::AddBf16,
+        (Arith::Sub, Half::Bf16, false) => Bin32::SubBf16,
+        (_, Half::Bf16, false) => Bin32::MulBf16,
+        (Arith::Add, Half::Bf16, true) => Bin32::AddBf16x2,
+        (Arith::Sub, Half::Bf16, true) => Bin32::SubBf16x2,
+        (_, Half::Bf16, true) => Bin32::MulBf16x2,
     };
     bin32(d, &op, instruction, ty, kind)
 }
@@ -169,8 +182,10 @@ fn extremum(d: &mut Decoder<'_>, op: &mut Opcode<'_>, instruction: &Instruction,
         return Err(op.unknown(d, ".xorsign goes with .abs"));
     }
     let kind = match half {
-        Some((format, false)) => Bin32::ExtremumHalf(format, how),
-        Some((format, true)) => Bin32::ExtremumHalfx2(format, how),
+        Some((Half::F16, false)) => Bin32::ExtremumF16(how),
+        Some((Half::F16, true)) => Bin32::ExtremumF16x2(how),
+        Some((Half::Bf16, false)) => Bin32::ExtremumBf16(how),
+        Some((Half::Bf16, true)) => Bin32::ExtremumBf16x2(how),
         None if ty == Ty::F32 => Bin32::ExtremumF32(how),
         None => return Err(op.no_type(d)),
     };

@@ -2,7 +2,7 @@
 //! branches, so that loops over lanes vectorise.
 //!
 //! Every operation rounds once. Sums and products of 16-bit floats may be rounded to `.f32` first: 24 bits are at least twice 11 plus 2, so the
-//! second rounding gives what one would have. A fused multiply-add goes through `.f64` rounded to odd. NaN results are 0x7fff.
+//! second rounding gives what one would have. A fused multiply-add goes through a wider format rounded to odd. NaN results are 0x7fff.
 
 use super::float::{Extremum, saturate};
 
@@ -24,10 +24,13 @@ impl Half {
         match self {
             Half::Bf16 => f32::from_bits(a << 16),
             Half::F16 => {
-                let magnitude = (a & 0x7fff) << 13;
-                // The exponent fields differ by 112 for equal values; the product is exact for subnormals too.
-                let finite = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
-                let pattern = if magnitude >= 0x7c00 << 13 { magnitude | 0x7f80_0000 } else { finite };
+                let magnitude = a & 0x7fff;
+                // Exponent fields of equal values differ by 112; subnormals are integers times 2^-24. (No product of subnormals: the
+                // processor takes its time over them.)
+                let normal = (magnitude << 13).wrapping_add(112 << 23);
+                let subnormal = (magnitude as i32 as f32 * f32::from_bits((127 - 24) << 23)).to_bits();
+                let finite = if magnitude < 0x400 { subnormal } else { normal };
+                let pattern = if magnitude >= 0x7c00 { magnitude << 13 | 0x7f80_0000 } else { finite };
                 f32::from_bits(pattern | (a & 0x8000) << 16)
             }
         }
@@ -98,11 +101,17 @@ impl Half {
         self.round(self.widen(a) * self.widen(b))
     }
 
-    /// The product is exact in `.f64`; so is the error of the sum, which makes the sum odd where there is one.
+    /// The product is exact in `.f32` for f16, in `.f64` for bf16, whose exponents go further; so is the error of the sum, which makes the
+    /// sum odd where there is one.
     #[inline(always)]
     pub fn fma(self, a: u32, b: u32, c: u32) -> u32 {
-        let product = f64::from(self.widen(a)) * f64::from(self.widen(b));
-        self.round_wide(sum_to_odd(product, f64::from(self.widen(c))))
+        match self {
+            Half::F16 => self.round(sum_to_odd_f32(self.widen(a) * self.widen(b), self.widen(c))),
+            Half::Bf16 => {
+                let product = f64::from(self.widen(a)) * f64::from(self.widen(b));
+                self.round_wide(sum_to_odd(product, f64::from(self.widen(c))))
+            }
+        }
     }
 
     /// `min` and `max` (sections 9.7.4.8 and 9.7.4.9).
@@ -145,10 +154,22 @@ pub(crate) struct HalfMode {
     pub relu: bool,
 }
 
+/// [`sum_to_odd`] in single precision.
+#[inline(always)]
+fn sum_to_odd_f32(a: f32, b: f32) -> f32 {
+    let sum = a + b;
+    let b_part = sum - a;
+    let error = (a - (sum - b_part)) + (b - b_part);
+    let bits = sum.to_bits();
+    let moved = if (error > 0.0) == (sum > 0.0) { bits.wrapping_add(1) } else { bits.wrapping_sub(1) };
+    let inexact = error != 0.0 && !error.is_nan();
+    f32::from_bits(if inexact && bits & 1 == 0 { moved } else { bits })
+}
+
 /// The sum of two doubles whose exponents are far from the limits, rounded to odd: of the two neighbours of the exact sum, the one whose last
 /// bit is set.
 #[inline(always)]
-pub(crate) fn sum_to_odd(a: f64, b: f64) -> f64 {
+fn sum_to_odd(a: f64, b: f64) -> f64 {
     let sum = a + b;
     let b_part = sum - a;
     let error = (a - (sum - b_part)) + (b - b_part);

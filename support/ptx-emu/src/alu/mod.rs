@@ -45,6 +45,8 @@ pub enum Alu {
     Bin32 { op: Bin32, d: Reg, a: Src, b: Src },
     /// Three sources of up to 32 bits.
     Tri32 { op: Tri32, d: Reg, a: Src, b: Src, c: Src },
+    /// `fma.rn.f16x2`: as two loops over halves, which vectorise where one over pairs of them does not.
+    FmaF16x2 { d: Reg, a: Src, b: Src, c: Src },
     /// Four sources of 32 bits.
     Quad32 { op: Quad32, d: Reg, sources: [Src; 4] },
     /// One 64-bit source.
@@ -236,6 +238,16 @@ pub fn exec(op: &Alu, cx: &mut Cx<'_>) -> Exec<Step> {
             op.run(view64(cx, a, &mut hold), &mut out);
             cx.set32(*d, &out);
         }
+        Alu::FmaF16x2 { d, a, b, c } => {
+            let sources = [a, b, c].map(|src| cx.get32(src));
+            let mut halves = [[0; LANES]; 2];
+            for (half, out) in halves.iter_mut().enumerate() {
+                let [a, b, c] = sources.map(|lanes| lanes.map(|v| v >> (16 * half) & 0xffff));
+                Tri32::FmaF16.run(&a, &b, &c, out);
+            }
+            let [low, high] = halves;
+            cx.set32(*d, &std::array::from_fn(|i| low[i] | high[i] << 16));
+        }
         rest => return exec_rare(rest, cx),
     }
     Ok(Step::Next)
@@ -262,7 +274,7 @@ fn exec_rare(op: &Alu, cx: &mut Cx<'_>) -> Exec<Step> {
                     *out = op.perturbed(a, cx.rng);
                 }
             } else {
-                Un32::Approx(*op).run(&a, &mut out);
+                op.lanes().run(&a, &mut out);
             }
             cx.set32(*d, &out);
         }

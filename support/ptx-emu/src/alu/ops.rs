@@ -1,7 +1,9 @@
 //! The lane-wise operations, by the widths of their sources and results.
 
-use super::approx::Approx;
-use super::convert::{FloatToFloat, FloatToInt, IntToFloat, IntToInt, PackSat, PackedToPacked, PairToPacked};
+use super::approx::{self, Approx, Function};
+use super::convert::{
+    FloatToFloat, FloatToInt, IntToFloat, IntToInt, PackSat, PackedToPacked, PairToPacked, from_e4m3, from_e5m2, to_e4m3, to_e5m2,
+};
 use super::float::{self, Arith, Extremum, Mode};
 use super::half::{Half, HalfMode, both, both2, both3};
 use super::ints::{self, Permute};
@@ -44,8 +46,16 @@ lanewise! {
         U32ToF32 => (a as f32).to_bits(),
         F32ToS32Zero => (f32::from_bits(a) as i32) as u32,
         F32ToU32Zero => f32::from_bits(a) as u32,
-        HalfToF32(format: Half) => float::bits(format.widen(a)),
-        F32ToHalf(format: Half) => format.round(f32::from_bits(a)),
+        F16ToF32 => float::bits(Half::F16.widen(a)),
+        Bf16ToF32 => float::bits(Half::Bf16.widen(a)),
+        F32ToF16 => Half::F16.round(f32::from_bits(a)),
+        F32ToBf16 => Half::Bf16.round(f32::from_bits(a)),
+        E4m3x2ToF16x2 => from_e4m3(a >> 8 & 0xff) << 16 | from_e4m3(a & 0xff),
+        E5m2x2ToF16x2 => from_e5m2(a >> 8 & 0xff) << 16 | from_e5m2(a & 0xff),
+        RcpApprox(ftz: bool) => approx::single(Function::Rcp, ftz, a),
+        SqrtApprox(ftz: bool) => approx::single(Function::Sqrt, ftz, a),
+        RsqrtApprox(ftz: bool) => approx::single(Function::Rsqrt, ftz, a),
+        Ex2Approx(ftz: bool) => approx::single(Function::Ex2, ftz, a),
         IntToInt(how: IntToInt) => how.apply(a.into()) as u32,
         IntToFloat(how: IntToFloat) => how.apply(a.into()) as u32,
         FloatToInt(how: FloatToInt) => how.apply(a.into()) as u32,
@@ -109,21 +119,33 @@ lanewise! {
         SubF32Ftz => float::flush(float::sub(float::flush(a), float::flush(b))),
         MulF32Ftz => float::flush(float::mul(float::flush(a), float::flush(b))),
         ArithF32(op: Arith, mode: Mode) => float::in_mode(op, mode, a, b, 0),
-        DivApprox(ftz: bool) => super::approx::div_approx(ftz, a, b),
+        DivApprox(ftz: bool) => approx::div_approx(ftz, a, b),
         ExtremumF32(how: Extremum) => float::extremum(how, a, b),
         CopysignF32 => float::copysign(a, b),
-        AddHalf(format: Half) => format.add(a, b),
-        SubHalf(format: Half) => format.sub(a, b),
-        MulHalf(format: Half) => format.mul(a, b),
-        AddHalfx2(format: Half) => both2(|x, y| format.add(x, y), a, b),
-        SubHalfx2(format: Half) => both2(|x, y| format.sub(x, y), a, b),
-        MulHalfx2(format: Half) => both2(|x, y| format.mul(x, y), a, b),
+        AddF16 => Half::F16.add(a, b),
+        SubF16 => Half::F16.sub(a, b),
+        MulF16 => Half::F16.mul(a, b),
+        AddF16x2 => both2(|x, y| Half::F16.add(x, y), a, b),
+        SubF16x2 => both2(|x, y| Half::F16.sub(x, y), a, b),
+        MulF16x2 => both2(|x, y| Half::F16.mul(x, y), a, b),
+        AddBf16 => Half::Bf16.add(a, b),
+        SubBf16 => Half::Bf16.sub(a, b),
+        MulBf16 => Half::Bf16.mul(a, b),
+        AddBf16x2 => both2(|x, y| Half::Bf16.add(x, y), a, b),
+        SubBf16x2 => both2(|x, y| Half::Bf16.sub(x, y), a, b),
+        MulBf16x2 => both2(|x, y| Half::Bf16.mul(x, y), a, b),
         HalfInMode(op: Arith, format: Half, mode: HalfMode) => half_in_mode(op, format, mode, a, b, 0),
         Halfx2InMode(op: Arith, format: Half, mode: HalfMode) => both2(|x, y| half_in_mode(op, format, mode, x, y, 0), a, b),
-        ExtremumHalf(format: Half, how: Extremum) => format.extremum(how, a, b),
-        ExtremumHalfx2(format: Half, how: Extremum) => both2(|x, y| format.extremum(how, x, y), a, b),
+        ExtremumF16(how: Extremum) => Half::F16.extremum(how, a, b),
+        ExtremumF16x2(how: Extremum) => both2(|x, y| Half::F16.extremum(how, x, y), a, b),
+        ExtremumBf16(how: Extremum) => Half::Bf16.extremum(how, a, b),
+        ExtremumBf16x2(how: Extremum) => both2(|x, y| Half::Bf16.extremum(how, x, y), a, b),
         /// `cvt.rn.bf16x2.f32` and `cvt.rn.f16x2.f32`: the first source goes to the upper half.
-        F32x2ToHalfx2(format: Half) => format.round(f32::from_bits(a)) << 16 | format.round(f32::from_bits(b)),
+        F32x2ToF16x2 => Half::F16.round(f32::from_bits(a)) << 16 | Half::F16.round(f32::from_bits(b)),
+        F32x2ToBf16x2 => Half::Bf16.round(f32::from_bits(a)) << 16 | Half::Bf16.round(f32::from_bits(b)),
+        /// `cvt.rn.satfinite.e4m3x2.f32` and `cvt.rn.satfinite.e5m2x2.f32`
+        F32x2ToE4m3x2 => to_e4m3(f32::from_bits(a)) << 8 | to_e4m3(f32::from_bits(b)),
+        F32x2ToE5m2x2 => to_e5m2(f32::from_bits(a)) << 8 | to_e5m2(f32::from_bits(b)),
         PairToPacked(how: PairToPacked) => how.apply(a, b),
         PackSat(how: PackSat) => how.apply(a, b, 0),
     }
@@ -160,8 +182,9 @@ lanewise! {
         FmaF32 => float::fma(a, b, c),
         FmaF32Ftz => float::flush(float::fma(float::flush(a), float::flush(b), float::flush(c))),
         ArithF32(op: Arith, mode: Mode) => float::in_mode(op, mode, a, b, c),
-        FmaHalf(format: Half) => format.fma(a, b, c),
-        FmaHalfx2(format: Half) => both3(|x, y, z| format.fma(x, y, z), a, b, c),
+        FmaF16 => Half::F16.fma(a, b, c),
+        FmaBf16 => Half::Bf16.fma(a, b, c),
+        FmaBf16x2 => both3(|x, y, z| Half::Bf16.fma(x, y, z), a, b, c),
         HalfInMode(op: Arith, format: Half, mode: HalfMode) => half_in_mode(op, format, mode, a, b, c),
         Halfx2InMode(op: Arith, format: Half, mode: HalfMode) => both3(|x, y, z| half_in_mode(op, format, mode, x, y, z), a, b, c),
         PackSat(how: PackSat) => how.apply(a, b, c),

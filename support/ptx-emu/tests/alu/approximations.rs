@@ -5,7 +5,10 @@ use crate::harness::{Bits, Values, check, f32_bits, f32_of, run, try_run};
 use ptx_emu::Config;
 use ptx_emu::formats::{Format, Modifiers, Rounding, bf16_to_f32, encode, f16_to_f32};
 
-const FUNCTIONS: [(&str, fn(f64) -> f64); 8] = [
+/// An operation and what it computes.
+type Function = (&'static str, fn(f64) -> f64);
+
+const FUNCTIONS: [Function; 8] = [
     ("rcp", |x| 1.0 / x),
     ("sqrt", f64::sqrt),
     ("rsqrt", |x| 1.0 / x.sqrt()),

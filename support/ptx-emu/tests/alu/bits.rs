@@ -2,6 +2,9 @@
 
 use crate::harness::{Bits, Values, check, run};
 
+/// An operation and what it computes.
+type Binary = (&'static str, fn(u64, u64) -> u64);
+
 /// Sections 9.7.8.1 to 9.7.8.4.
 #[test]
 fn logic() {
@@ -9,7 +12,7 @@ fn logic() {
         let class = ["b16", "b32", "b64"][(bits as usize / 32).min(2)];
         let rows = Values::new(40).integers(&[bits; 2], 300);
         let mask = u64::MAX >> (64 - bits);
-        let ops: [(&str, fn(u64, u64) -> u64); 3] = [("and", |a, b| a & b), ("or", |a, b| a | b), ("xor", |a, b| a ^ b)];
+        let ops: [Binary; 3] = [("and", |a, b| a & b), ("or", |a, b| a | b), ("xor", |a, b| a ^ b)];
         for (op, oracle) in ops {
             check(&format!("{op}.b{bits} %d, %a, %b;"), &[class; 2], class, &rows, |v| oracle(v[0], v[1]));
         }
@@ -23,7 +26,7 @@ fn logic() {
 #[test]
 fn predicates() {
     let rows: Vec<Vec<Bits>> = (0..4).map(|i| vec![i & 1, i >> 1]).collect();
-    let ops: [(&str, fn(u64, u64) -> u64); 3] = [("and", |a, b| a & b), ("or", |a, b| a | b), ("xor", |a, b| a ^ b)];
+    let ops: [Binary; 3] = [("and", |a, b| a & b), ("or", |a, b| a | b), ("xor", |a, b| a ^ b)];
     for (op, oracle) in ops {
         check(&format!("{op}.pred %d, %a, %b;"), &["pred"; 2], "pred", &rows, |v| oracle(v[0] & 1, v[1] & 1));
         check(&format!("{op}.pred %d, !%a, %b;"), &["pred"; 2], "pred", &rows, |v| oracle(!v[0] & 1, v[1] & 1));

@@ -213,15 +213,17 @@ fn selections() {
     }
 }
 
+/// A class of numbers, and what exponent field, fraction and largest exponent field say of it.
+type Class = (&'static str, fn((u64, u64, u64)) -> bool);
+
 /// Section 9.7.3.1: zero is finite and a number, neither normal nor subnormal.
 #[test]
 fn testp() {
     for (ty, class, bits, fraction) in [("f32", "b32", 32, 23), ("f64", "b64", 64, 52)] {
         let rows = Values::new(53).floats(1, bits, fraction, 300);
-        // Exponent field, fraction, largest exponent field.
         let top = (1u64 << (bits - 1 - fraction)) - 1;
         let fields = |x: u64| (x >> fraction & top, x & ((1 << fraction) - 1), top);
-        let classes: [(&str, fn((u64, u64, u64)) -> bool); 6] = [
+        let classes: [Class; 6] = [
             ("finite", |(e, _, top)| e != top),
             ("infinite", |(e, f, top)| e == top && f == 0),
             ("number", |(e, f, top)| e != top || f == 0),

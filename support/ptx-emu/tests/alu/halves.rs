@@ -91,12 +91,15 @@ fn both(op: &str, modifiers: &str, format: Half, sources: usize, rows: &[Vec<Bit
     });
 }
 
+/// An operation and what it computes.
+type Binary = (&'static str, fn(f64, f64) -> f64);
+
 /// Sections 9.7.4.1 to 9.7.4.4.
 #[test]
 fn arithmetic() {
     for format in FORMATS {
         let rows = Values::new(30).floats(2, 16, format.fraction, 4000);
-        let ops: [(&str, fn(f64, f64) -> f64); 3] = [("add", |a, b| a + b), ("sub", |a, b| a - b), ("mul", |a, b| a * b)];
+        let ops: [Binary; 3] = [("add", |a, b| a + b), ("sub", |a, b| a - b), ("mul", |a, b| a * b)];
         for (op, exact) in ops {
             // Sums of two f16 values, and products of both formats, are exact in f64; sums of bf16 values whose exponents lie too far apart are
             // the larger one, nudged.

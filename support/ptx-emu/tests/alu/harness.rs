@@ -215,7 +215,7 @@ pub fn float_edges(bits: u32, fraction: u32) -> Vec<u64> {
         infinity - 1,
         infinity,
         infinity + 1,
-        infinity | unit / 2,
+        infinity | (unit / 2),
         infinity | (unit - 1),
     ];
     positive.into_iter().flat_map(|v| [v, v | sign]).collect()

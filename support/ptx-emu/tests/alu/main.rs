@@ -10,4 +10,5 @@ mod halves;
 mod harness;
 mod integers;
 mod moves;
+mod programs;
 mod spellings;
