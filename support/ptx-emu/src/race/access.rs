@@ -181,11 +181,11 @@ fn read_medium(cell: &mut Cell, side: &mut Side, x: &Word, f: &Fast, check: &mut
             // The others may be known now as well: the long way tidies the list.
             return false;
         }
-    } else if !(cell.r_who == f.uid && (cell.r_time <= f.warp_time || subsumed(cell, x))) {
-        if let Some(r) = cell.read() {
-            let site = side.read_site(cell);
-            side.push(cell, Record { site, ..r });
-        }
+    } else if !(cell.r_who == f.uid && (cell.r_time <= f.warp_time || subsumed(cell, x)))
+        && let Some(r) = cell.read()
+    {
+        let site = side.read_site(cell);
+        side.push(cell, Record { site, ..r });
     }
     cell.r_who = f.uid;
     cell.r_time = f.now;

@@ -200,7 +200,7 @@ impl Cell {
 
     /// The last read; its site is the list's when there is one.
     pub fn read(&self) -> Option<Record> {
-        (self.r_time != 0).then(|| Record {
+        (self.r_time != 0).then_some(Record {
             who: self.r_who,
             time: self.r_time,
             site: self.r_site,

@@ -21,7 +21,7 @@ impl Detector {
         access: &Access<'_>,
         now: Time,
     ) -> Outcome {
-        if !access.element.is_power_of_two() || access.element > 16 || access.size % access.element != 0 {
+        if !access.element.is_power_of_two() || access.element > 16 || !access.size.is_multiple_of(access.element) {
             return misuse("a strong access of elements of a size other than 1, 2, 4, 8 or 16");
         }
         let mut outcome = Ok(());

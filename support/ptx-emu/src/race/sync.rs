@@ -21,10 +21,12 @@ impl SyncVar {
     /// What a group of a block that starts at warp `first` knows after it has learnt this; `None`: nothing new.
     fn learnt_by(&mut self, group: &Group, view: &View<'_>) -> Option<Arc<Clock>> {
         let clock = self.clock.as_ref()?;
-        if let Some(memo) = &self.memo {
-            if memo.block == view.first && memo.block_time == group.block_time && Arc::ptr_eq(&memo.before, &group.clock) {
-                return Some(Arc::clone(&memo.after));
-            }
+        if let Some(memo) = &self.memo
+            && memo.block == view.first
+            && memo.block_time == group.block_time
+            && Arc::ptr_eq(&memo.before, &group.clock)
+        {
+            return Some(Arc::clone(&memo.after));
         }
         let after = learnt(group, view, clock)?;
         self.memo = Some(Memo {

@@ -1,4 +1,5 @@
 //! Tests of the detector: each rule by itself, and random traces against an uncompressed model.
+#![allow(clippy::result_large_err)] // reports are compared by value here
 
 mod asynchronous;
 mod directed;
