@@ -125,8 +125,9 @@ impl Compare {
         self.run32_all(a, b)
     }
 
+    /// The same on any processor.
     #[inline(always)]
-    fn run32_all(self, a: &Lanes32, b: &Lanes32) -> Mask {
+    pub fn run32_all(self, a: &Lanes32, b: &Lanes32) -> Mask {
         let (a, b) = if self.swapped { (b, a) } else { (a, b) };
         let half = |x: u32, format: Half, ftz: bool| {
             let x = x & 0xffff;
@@ -162,8 +163,9 @@ impl Compare {
         self.run64_all(a, b)
     }
 
+    /// The same on any processor.
     #[inline(always)]
-    fn run64_all(self, a: &Lanes64, b: &Lanes64) -> Mask {
+    pub fn run64_all(self, a: &Lanes64, b: &Lanes64) -> Mask {
         let (a, b) = if self.swapped { (b, a) } else { (a, b) };
         let mask = match self.kind {
             Kind::S64 => relation(self.base, |i| (a[i] as i64, b[i] as i64)),

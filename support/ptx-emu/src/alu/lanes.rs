@@ -31,6 +31,13 @@ macro_rules! lanewise {
             $($(#[$op_attr])* $op $(($($P),+))?,)+
         }
 
+        #[cfg(test)]
+        impl $name {
+            /// The operations without parameters.
+            pub const PLAIN: &'static [&'static [$name]] =
+                &[$($crate::alu::lanes::lanewise! { @plain $name $op $(($($P),+))? }),+];
+        }
+
         impl $name {
             /// Computes all lanes.
             #[inline]
@@ -49,14 +56,17 @@ macro_rules! lanewise {
                 self.run_all($($x,)+ out);
             }
 
+            /// What `run` does on any processor.
             #[inline(always)]
-            fn run_all(self, $($x: &[$In; $crate::regs::LANES],)+ out: &mut [$Out; $crate::regs::LANES]) {
+            pub fn run_all(self, $($x: &[$In; $crate::regs::LANES],)+ out: &mut [$Out; $crate::regs::LANES]) {
                 match self {
                     $($name::$op $(($($p),+))? => $crate::alu::lanes::lanewise! { @loop $sources out $body },)+
                 }
             }
         }
     };
+    (@plain $name:ident $op:ident) => { &[$name::$op] };
+    (@plain $name:ident $op:ident ($($P:ty),+)) => { &[] };
     (@loop ($($x:ident: $In:ty),+) $out:ident $body:expr) => {
         for i in 0..$crate::regs::LANES {
             $(let $x = $x[i];)+

@@ -20,6 +20,8 @@ mod moves;
 mod opcode;
 mod ops;
 mod soft;
+#[cfg(test)]
+mod tests;
 mod video;
 
 use crate::ast::{Instruction, Operand};

@@ -50,10 +50,10 @@ fn moved(d: &mut Decoder<'_>, operand: &Operand, ty: Ty) -> Result<Src> {
             Err(d.error(format!("a special register of 64 bits where mov takes one of {}", ty.bits())))
         }
         Src::Special(Special::IsExplicitCluster) => Err(d.error("%is_explicit_cluster is a predicate: mov.pred reads it")),
-        // Parameters of kernels have no address that an instruction could use but their own.
         Src::Param(_) | Src::Symbol(..) | Src::Local(_) | Src::Function(_) if ty.bits() < 32 => {
             Err(d.error("an address does not fit 16 bits"))
         }
+        Src::Function(_) if ty.bits() == 32 => Err(d.error("the handle of a function does not fit 32 bits")),
         Src::Symbol(..) if ty.bits() == 32 && d.space_of(&src) != Some(Space::Shared) => {
             Err(d.error("the address of a variable outside of shared memory does not fit 32 bits"))
         }
