@@ -464,7 +464,7 @@ fn call(
     callee: &Callee,
     args: &[CallArg],
     returns: &[CallArg],
-    mask: Mask,
+    mut mask: Mask,
 ) -> Exec<bool> {
     let id = match callee {
         Callee::Direct(id) => *id,
@@ -476,16 +476,16 @@ fn call(
         Callee::Indirect(handle) => {
             let handles = bare(warp, around, launch, mask).get64(handle);
             let lane = mask.trailing_zeros() as usize;
-            if let Some(other) = lanes(mask).find(|&i| handles[i] != handles[lane]) {
-                // One target at a time: the lanes of the first go now, the others come to this instruction again.
-                let _ = other;
-                let same = lanes(mask).filter(|&i| handles[i] == handles[lane]).fold(0, |m: Mask, i| m | 1 << i);
+            // One target at a time: the lanes of the first go now, the others stay at this instruction. (Splitting alone would not
+            // do: groups at one place are merged again before they run.)
+            let same = lanes(mask).filter(|&i| handles[i] == handles[lane]).fold(0, |m: Mask, i| m | 1 << i);
+            let others = mask & !same;
+            if others != 0 {
                 let group = &mut warp.groups[warp.current];
+                group.mask &= !others;
                 let (pc, frames) = (group.pc, group.frames.clone());
-                group.mask &= same;
-                let all_others = mask & !same;
-                warp.groups.push(Group { mask: all_others, pc, frames, wait: None });
-                return Ok(true);
+                warp.groups.push(Group { mask: others, pc, frames, wait: None });
+                mask = same;
             }
             let id = handles[lane].wrapping_sub(FUNCTION_HANDLES);
             if id >= launch.program.functions.len() as u64 {

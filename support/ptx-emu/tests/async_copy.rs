@@ -233,6 +233,25 @@ fn copies_arrive_at_mbarriers() {
 }
 
 #[test]
+fn an_mbarrier_is_invalidated_after_several_phases_of_copies() {
+    // The arrivals of the second phase tell of the first copies too, which everybody has observed before.
+    let body = format!(
+        "mov.u32 %r2, smem; setp.ne.u32 %p1, tid, 0; @%p1 bra READY; mbarrier.init.shared.b64 [%r2], 64; READY: bar.sync 0;
+        shl.b32 %r1, tid, 2; add.u32 %r3, %r2, %r1; cvt.u64.u32 %rd1, %r1; add.u64 %rd1, %rd1, p1; mov.u32 %r4, 0;
+        AGAIN: cp.async.ca.shared.global [%r3+64], [%rd1], 4; cp.async.mbarrier.arrive.noinc.shared.b64 [%r2];
+        WAIT: mbarrier.try_wait.parity.shared.b64 %p3, [%r2], %r4; @!%p3 bra WAIT;
+        add.u32 %r4, %r4, 1; setp.lt.u32 %p2, %r4, 2; @%p2 bra AGAIN;
+        bar.sync 0; @!%p1 mbarrier.inval.shared.b64 [%r2];
+        ld.shared.b32 %r5, [%r3+64]; {}",
+        put("tid", "%r5")
+    );
+    for config in (0..SEEDS).map(config).chain([fast()]) {
+        let out = run(&body, Shape::new(1, 64), 512, vec![Buffer::zeros(64), words(64, value)], config).ok().words(0);
+        assert!(out.iter().enumerate().all(|(i, &v)| v == value(i as u32)));
+    }
+}
+
+#[test]
 fn misuse_of_copies_is_reported() {
     for (body, kind, part) in [
         ("cp.async.ca.shared.global [%r2+2], [p1], 4;", Kind::Misaligned, "not a multiple of 4"),
