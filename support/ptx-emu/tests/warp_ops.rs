@@ -1,4 +1,4 @@
-//! Exchanges inside a warp (PTX ISA 9.0, sections 9.7.9.6 and 9.7.13.10 to 9.7.13.16): results by the manual's pseudocode, who has to take part, and what is
+//! Exchanges inside a warp (PTX ISA 9.0, sections 9.7.9.6 and 9.7.13.9 to 9.7.13.14): results by the manual's pseudocode, who has to take part, and what is
 //! reported when somebody does not.
 
 use ptx_emu::{Arg, Config, Kind, Machine, Module, Report, Shape};
@@ -82,7 +82,7 @@ fn shuffles() {
     assert_eq!(run(body, 32, &input), (0..32).map(|i| input[i ^ 5]).collect::<Vec<_>>());
 }
 
-/// Votes, in parts of the warp as well (section 9.7.13.11).
+/// Votes, in parts of the warp as well (section 9.7.13.9).
 #[test]
 fn votes() {
     let input = words();
@@ -102,7 +102,7 @@ fn votes() {
     }
 }
 
-/// Section 9.7.13.12.
+/// Section 9.7.13.10.
 #[test]
 fn matches() {
     let input: Vec<u32> = (0..32).map(|i| i * i % 7).collect();
@@ -122,7 +122,7 @@ fn matches() {
     }
 }
 
-/// Section 9.7.13.13.
+/// Section 9.7.13.12.
 #[test]
 fn reductions() {
     let input = words();
@@ -145,7 +145,7 @@ fn reductions() {
     }
 }
 
-/// Section 9.7.13.14: one leader, the same for all; `activemask` (section 9.7.13.10) is who executes.
+/// Section 9.7.13.14: one leader, the same for all; `activemask` (section 9.7.13.11) is who executes.
 #[test]
 fn election() {
     let body = "elect.sync %r0|%p0, -1;\nselp.u32 %r1, 100, 0, %p0;\nadd.u32 %d, %r0, %r1;";

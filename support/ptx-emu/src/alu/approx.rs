@@ -1,4 +1,4 @@
-//! The `.approx` operations (PTX ISA 9.0, sections 9.7.3.13 to 9.7.3.22, 9.7.4.10 and 9.7.4.11): the exact result rounded, or, where the machine is
+//! The `.approx` operations (PTX ISA 9.0, sections 9.7.3.13 to 9.7.3.22, 9.7.4.9 and 9.7.4.10): the exact result rounded, or, where the machine is
 //! told so, some other value within the documented error.
 
 use super::float::{bits, flush, flush_if};
@@ -168,7 +168,7 @@ impl Approx {
             let result = self.function.value(f64::from_bits(a));
             return if result.is_nan() { super::float::NAN64 } else { result.to_bits() };
         }
-        // Sections 9.7.3.15 and 9.7.3.18: only the upper half of the source counts and only that of the result is made.
+        // Sections 9.7.3.14 and 9.7.3.17: only the upper half of the source counts and only that of the result is made.
         const UPPER: u64 = !0xffff_ffff;
         let flush = |x: u64| if x & 0x7ff << 52 == 0 { x & 1 << 63 } else { x };
         let result = self.function.value(f64::from_bits(flush(a) & UPPER));

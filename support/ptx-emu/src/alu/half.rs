@@ -114,7 +114,7 @@ impl Half {
         }
     }
 
-    /// `min` and `max` (sections 9.7.4.8 and 9.7.4.9).
+    /// `min` and `max` (sections 9.7.4.7 and 9.7.4.8).
     #[inline(always)]
     pub fn extremum(self, how: Extremum, a: u32, b: u32) -> u32 {
         let (a, b) = if how.ftz { (self.flush(a), self.flush(b)) } else { (a, b) };

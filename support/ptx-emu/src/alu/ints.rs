@@ -93,7 +93,7 @@ pub(crate) fn relu_s(a: i32) -> u32 {
     a.max(0) as u32
 }
 
-/// Shifts clamp their amount (sections 9.7.8.7 and 9.7.8.8): beyond the width nothing, or the sign alone, is left.
+/// Shifts clamp their amount (sections 9.7.8.8 and 9.7.8.9): beyond the width nothing, or the sign alone, is left.
 #[inline(always)]
 pub(crate) fn shl(a: u32, by: u32) -> u32 {
     if by > 31 { 0 } else { a << (by & 31) }
@@ -124,7 +124,7 @@ pub(crate) fn shr_s64(a: i64, by: u64) -> u64 {
     (a >> by.min(63)) as u64
 }
 
-/// `shf` (section 9.7.8.6) of the pair whose upper half is b, by n at most 32.
+/// `shf` (section 9.7.8.7) of the pair whose upper half is b, by n at most 32.
 #[inline(always)]
 pub(crate) fn funnel_l(a: u32, b: u32, n: u32) -> u32 {
     let pair = u64::from(b) << 32 | u64::from(a);
@@ -247,7 +247,7 @@ fn byte(word: u32, i: u32, signed: bool) -> i32 {
     if signed { i32::from(byte as i8) } else { i32::from(byte) }
 }
 
-/// `lop3` (section 9.7.8.5): the table has a bit for each combination of bits, a's the most significant.
+/// `lop3` (section 9.7.8.6): the table has a bit for each combination of bits, a's the most significant.
 #[inline(always)]
 pub(crate) fn lop3(a: u32, b: u32, c: u32, table: u8) -> u32 {
     let mut result = 0;

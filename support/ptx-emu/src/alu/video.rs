@@ -1,4 +1,4 @@
-//! SIMD video instructions without masks and selectors (PTX ISA 9.0, section 9.7.18.2), which SIMD-in-a-word functions compile to.
+//! SIMD video instructions without masks and selectors (PTX ISA 9.0, section 9.7.18), which SIMD-in-a-word functions compile to.
 
 use super::Alu;
 use super::opcode::{Opcode, Ty, destination, source};

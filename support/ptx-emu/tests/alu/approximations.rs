@@ -1,4 +1,4 @@
-//! `.approx` and `.full` (sections 9.7.3.8, 9.7.3.13 to 9.7.3.22, 9.7.4.10 and 9.7.4.11): the exact result rounded; or, with
+//! `.approx` and `.full` (sections 9.7.3.8, 9.7.3.13 to 9.7.3.22, 9.7.4.9 and 9.7.4.10): the exact result rounded; or, with
 //! `perturb_approx`, one within the documented error.
 
 use crate::harness::{Bits, Values, check, f32_bits, f32_of, run, try_run};
@@ -101,7 +101,15 @@ fn special_values() {
 /// `div.approx` multiplies by a reciprocal that is flushed above 2^126; `div.full` scales.
 #[test]
 fn quotients() {
-    let rows = Values::new(71).floats(2, 32, 23, 2000);
+    let mut rows = Values::new(71).floats(2, 32, 23, 2000);
+    // Divisors around 2^126 and up to infinity, where the reciprocal is flushed.
+    for b in [0x7e7f_ffffu64, 0x7e80_0000, 0x7e80_0001, 0x7e85_0000, 0x7eff_ffff, 0x7f00_0000, 0x7f7f_ffff, 0x7f80_0000] {
+        rows.extend(
+            [0u64, 0x3f80_0000, 0x7f7f_ffff, 0xff7f_ffff, 0x7f80_0000, 0x7fc0_0000]
+                .iter()
+                .flat_map(|&a| [vec![a, b], vec![a, b | 1 << 31]]),
+        );
+    }
     for ftz in [false, true] {
         let flag = if ftz { ".ftz" } else { "" };
         let source = |x: Bits| if ftz { flush(x) } else { x };

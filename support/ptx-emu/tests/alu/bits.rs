@@ -5,7 +5,7 @@ use crate::harness::{Bits, Values, check, run};
 /// An operation and what it computes.
 type Binary = (&'static str, fn(u64, u64) -> u64);
 
-/// Sections 9.7.8.1 to 9.7.8.4.
+/// Sections 9.7.8.1 to 9.7.8.5.
 #[test]
 fn logic() {
     for bits in [16, 32, 64] {
@@ -36,7 +36,7 @@ fn predicates() {
     check("mov.pred %d, !%b;", &["pred"; 2], "pred", &rows, |v| !v[1] & 1);
 }
 
-/// Sections 9.7.8.7 and 9.7.8.8: amounts beyond the width clamp, they do not wrap.
+/// Sections 9.7.8.8 and 9.7.8.9: amounts beyond the width clamp, they do not wrap.
 #[test]
 fn shifts() {
     for bits in [16u32, 32, 64] {
@@ -58,7 +58,7 @@ fn shifts() {
     }
 }
 
-/// Section 9.7.8.6.
+/// Section 9.7.8.7.
 #[test]
 fn funnel_shifts() {
     let rows = Values::new(43).integers(&[32; 3], 1500);
@@ -72,7 +72,7 @@ fn funnel_shifts() {
     }
 }
 
-/// Section 9.7.8.5: all 256 tables.
+/// Section 9.7.8.6: all 256 tables.
 #[test]
 fn tables() {
     let rows = Values::new(44).integers(&[32; 3], 40);

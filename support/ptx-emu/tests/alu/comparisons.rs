@@ -93,7 +93,7 @@ fn combine(name: &str, t: bool, c: bool) -> bool {
     }
 }
 
-/// Section 9.7.6.3 and 9.7.7.2: every relation of every type; p = BoolOp(t, c), q = BoolOp(!t, c).
+/// Section 9.7.6.2 and 9.7.7.2: every relation of every type; p = BoolOp(t, c), q = BoolOp(!t, c).
 #[test]
 fn setp() {
     for (ty, class, detail, kind) in TYPES {
@@ -183,7 +183,7 @@ fn packed() {
     }
 }
 
-/// Sections 9.7.6.2 and 9.7.6.4.
+/// Sections 9.7.6.3 and 9.7.6.4.
 #[test]
 fn selections() {
     for (class, bits) in [("b16", 16), ("b32", 32), ("b64", 64)] {

@@ -94,7 +94,7 @@ fn both(op: &str, modifiers: &str, format: Half, sources: usize, rows: &[Vec<Bit
 /// An operation and what it computes.
 type Binary = (&'static str, fn(f64, f64) -> f64);
 
-/// Sections 9.7.4.1 to 9.7.4.4.
+/// Sections 9.7.4.1 to 9.7.4.3.
 #[test]
 fn arithmetic() {
     for format in FORMATS {
@@ -132,7 +132,7 @@ fn saturate(format: Half, bits: Bits) -> Bits {
     if value.is_nan() || value <= 0.0 { 0 } else { format.round(value.min(1.0)) }
 }
 
-/// Section 9.7.4.5: one rounding, to the nearest.
+/// Section 9.7.4.4: one rounding, to the nearest.
 #[test]
 fn fused_multiply_add() {
     for format in FORMATS {
@@ -157,26 +157,26 @@ fn fused_multiply_add() {
     }
 }
 
-/// A sum that two roundings would get wrong: 1.5 * 2^-8 * 1 + ... just above a tie of bf16.
+/// Sums that two roundings would get wrong, by hand.
 #[test]
 fn one_rounding() {
     let bf16 = FORMATS[1];
-    // 1 + 2^-8 is halfway between 1 and 1 + 2^-7; 2^-100 more decides upwards, which f32 does not see.
-    let (a, b, c) = (bf16.round(2f64.powi(-50)), bf16.round(2f64.powi(-50)), bf16.round(1.0));
-    let tie = bf16.round(2f64.powi(-4));
-    check("fma.rn.bf16 %d, %a, %a, %b;", &["b16"; 2], "b16", &[vec![tie, c]], |_| 0x3f80);
-    // 2^-100 beside 1.0 alone rounds to 1.0, beside the odd neighbour too.
-    check("fma.rn.bf16 %d, %a, %b, %c;", &["b16"; 3], "b16", &[vec![a, b, c]], |_| 0x3f80);
-    // (1 + 2^-7)(1 + 2^-7) = 1 + 2^-6 + 2^-14; with 2^-8 - 2^-15 it lies beside the tie.
-    let x = 0x3f81;
-    for (add, wanted) in [(2f64.powi(-8), 0x3f83), (-(2f64.powi(-8)), 0x3f82)] {
-        let got = bf16.fma(x, x, bf16.round(add));
-        assert_eq!(got, wanted);
-        check("fma.rn.bf16 %d, %a, %a, %b;", &["b16"; 2], "b16", &[vec![x, bf16.round(add)]], |_| wanted);
+    let cases = [
+        // 1 + 2^-8 is halfway between 1 and 1 + 2^-7: to the even one.
+        (bf16.round(2f64.powi(-4)), bf16.round(2f64.powi(-4)), bf16.round(1.0), 0x3f80),
+        // (1 + 2^-7)^2 = 1 + 2^-6 + 2^-14, which is just above 1 + 2^-6; 2^-8 more is just above a tie, 2^-8 less just above another.
+        (0x3f81, 0x3f81, bf16.round(2f64.powi(-8)), 0x3f83),
+        (0x3f81, 0x3f81, bf16.round(-(2f64.powi(-8))), 0x3f82),
+        // A tie that 2^-100, far below single precision, decides.
+        (bf16.round(1.0 + 2f64.powi(-7)), bf16.round(1.5), bf16.round(2f64.powi(-100)), 0x3fc2),
+        (bf16.round(1.0 + 2f64.powi(-7)), bf16.round(1.5), bf16.round(-(2f64.powi(-100))), 0x3fc1),
+    ];
+    for (a, b, c, wanted) in cases {
+        check("fma.rn.bf16 %d, %a, %b, %c;", &["b16"; 3], "b16", &[vec![a, b, c]], |_| wanted);
     }
 }
 
-/// Sections 9.7.4.6 and 9.7.4.7.
+/// Sections 9.7.4.5 and 9.7.4.6.
 #[test]
 fn signs() {
     for format in FORMATS {
@@ -190,7 +190,7 @@ fn signs() {
     }
 }
 
-/// Sections 9.7.4.8 and 9.7.4.9.
+/// Sections 9.7.4.7 and 9.7.4.8.
 #[test]
 fn extrema() {
     for format in FORMATS {

@@ -299,7 +299,7 @@ fn guarded_carries() {
     check(body, &["b32", "pred"], "b32", &rows, |v| u64::from((v[0] as u32).wrapping_add((v[1] & 1) as u32)));
 }
 
-/// SIMD video instructions (section 9.7.18.2): parts alone, or summed onto c.
+/// SIMD video instructions (section 9.7.18): parts alone, or summed onto c.
 #[test]
 fn video() {
     let rows = Values::new(12).integers(&[32; 3], 600);
