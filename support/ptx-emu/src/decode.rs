@@ -13,6 +13,9 @@ pub type Result<T> = std::result::Result<T, ParseError>;
 
 /// Most slots of registers in one function: 8 MiB a warp. Unoptimised kernels declare some thousands.
 const MOST_SLOTS: u32 = 1 << 16;
+/// The symbol that stands for the system's part of shared memory, and its bytes.
+const RESERVED_NAME: &str = "%reserved_smem";
+const RESERVED_SHARED: u64 = 1024;
 /// Most bytes of a variable.
 const MOST_BYTES: u64 = 1 << 40;
 
@@ -143,7 +146,9 @@ pub fn decode(module: &ast::Module) -> Result<Program> {
         code_base += decoded.code.len() as u32;
         functions.push(decoded);
     }
+    let reserved = symbols.iter().position(|s| s.name == RESERVED_NAME).map(|id| (id as u32, RESERVED_SHARED));
     Ok(Program {
+        reserved,
         functions,
         by_name: functions_by_name,
         symbols,
@@ -690,6 +695,9 @@ impl Decoder<'_> {
         if name == "WARP_SZ" {
             return Ok(Src::Imm(32));
         }
+        if let Some(which) = name.strip_prefix("%reserved_smem_offset_") {
+            return self.reserved(which);
+        }
         if let Some(entity) = self.find(name) {
             return match *entity {
                 Entity::Symbol(id) => Ok(self.symbol(id, offset)),
@@ -706,6 +714,36 @@ impl Decoder<'_> {
             return Ok(Src::Function(id));
         }
         Err(self.error(format!("unknown name {name}")))
+    }
+
+    /// `%reserved_smem_offset_*`: what the system keeps for itself in shared memory, and cooperative groups use. Here it is a variable like
+    /// any other, of kernels that name it.
+    fn reserved(&mut self, which: &str) -> Result<Src> {
+        let size = RESERVED_SHARED;
+        let offset = match which {
+            "begin" | "0" => 0,
+            "1" => size / 2,
+            "end" => size,
+            "cap" => return Ok(Src::Imm(size)),
+            _ => return Err(self.error(format!("unknown special register %reserved_smem_offset_{which}"))),
+        };
+        let id = match self.symbols.iter().position(|s| s.name == RESERVED_NAME) {
+            Some(id) => id,
+            None => {
+                self.symbols.push(Symbol {
+                    name: RESERVED_NAME.into(),
+                    space: Space::Shared,
+                    size,
+                    align: 1024,
+                    init: vec![],
+                    relocations: vec![],
+                    dynamic: false,
+                    is_extern: false,
+                });
+                self.symbols.len() - 1
+            }
+        };
+        Ok(self.symbol(id as u32, offset as i64))
     }
 
     fn symbol(&mut self, id: u32, offset: i64) -> Src {

@@ -199,13 +199,22 @@ impl Engine {
             }
         };
         let track = env.config.checks.uninitialized;
+        let shared = || {
+            let mut shared = SharedMemory::new(launch.shared_size, track);
+            if let Some((id, bytes)) = launch.program.reserved
+                && launch.symbols[id as usize] != 0
+            {
+                shared.define(launch.symbols[id as usize], bytes); // the system zeroes it
+            }
+            shared
+        };
         let blocks: Vec<Block> = indices
             .into_iter()
             .zip(races)
             .enumerate()
             .map(|(rank, (index, race))| Block {
                 index,
-                shared: SharedMemory::new(launch.shared_size, track),
+                shared: shared(),
                 view: Default::default(),
                 sync: sync::BlockState::new((sm + rank as u32) % launch.sm_count),
                 tensor: Default::default(),

@@ -14,6 +14,8 @@ pub struct Program {
     pub by_name: HashMap<String, u32>,
     /// Variables of `.global`, `.const` and `.shared`.
     pub symbols: Vec<Symbol>,
+    /// The system's part of shared memory, where the module names it: symbol, bytes.
+    pub reserved: Option<(u32, u64)>,
     /// `.file` names by number.
     pub files: HashMap<u32, Arc<str>>,
     /// `sm_90a` and the like.
