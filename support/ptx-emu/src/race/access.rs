@@ -483,13 +483,113 @@ impl Detector {
     }
 }
 
+/// What was last found to be no obstacle to an agent's access: cells that look the same need no second look.
+#[derive(Default)]
+struct Alike {
+    w_who: u32,
+    w_time: Time,
+    r_who: u32,
+    r_time: Time,
+    meta: u32,
+    known: bool,
+}
+
+/// An access of an agent to a whole word, weak, of which all that matters is known to be ordered before; whether it was that.
+fn agent_word(cell: &mut Cell, side: &mut Side, x: &Record, check: &mut Check<'_>, alike: &mut Alike) -> bool {
+    let m = cell.meta;
+    if m & (Cell::W_CLASS | Cell::R_CLASS | Cell::SPLIT) != 0 {
+        return false;
+    }
+    let look = m & !Cell::W_LANE;
+    if !alike.known
+        || (alike.w_who, alike.w_time, alike.r_who, alike.r_time, alike.meta)
+            != (cell.w_who, cell.w_time, cell.r_who, cell.r_time, look)
+    {
+        let w_known = cell.w_time == 0
+            || if m & Cell::W_AGENT != 0 {
+                cell.w_time <= check.agent_known(cell.w_who, true) && check.same_proxy(cell.w_who)
+            } else {
+                cell.w_time <= check.warp_known(cell.w_who) && check.all_fenced(cell.w_who, cell.w_time)
+            };
+        if !w_known {
+            return false;
+        }
+        let r_known = cell.r_time == 0
+            || if m & Cell::R_AGENT != 0 {
+                cell.r_time <= check.agent_known(cell.r_who, false)
+            } else {
+                cell.r_time <= check.warp_known(cell.r_who)
+            };
+        if !r_known {
+            // A read of the same agent is as good as known to it; others' reads only go on the list.
+            let own = m & Cell::R_AGENT != 0 && cell.r_who == x.who && cell.r_mask == x.mask && m & Cell::R_SHAPE == 0;
+            if x.attr.write() || m & Cell::SPILL != 0 && side.lists.get(cell.r_site).writes != 0 {
+                return false;
+            }
+            if let Some(r) = cell.read().filter(|_| !own) {
+                let site = side.read_site(cell);
+                side.push(cell, Record { site, ..r });
+            }
+            cell.set_read(x);
+            side.set_read_site(cell, x.site);
+            return true;
+        }
+        *alike =
+            Alike { w_who: cell.w_who, w_time: cell.w_time, r_who: cell.r_who, r_time: cell.r_time, meta: look, known: true };
+    }
+    if m & Cell::SPILL != 0 {
+        let list = side.lists.get(cell.r_site);
+        let mut known = |r: &Record| {
+            r.time <= if r.attr.agent() { check.agent_known(r.who, r.attr.write()) } else { check.warp_known(r.who) }
+        };
+        if list.writes != 0 || !list.records.iter().all(&mut known) {
+            return false;
+        }
+        let keep = *cell;
+        side.release(&keep);
+        cell.meta &= !Cell::SPILL;
+    }
+    if x.attr.write() {
+        *cell = Cell::EMPTY;
+        cell.set_write(x);
+    } else {
+        cell.set_read(x);
+        cell.r_site = x.site;
+    }
+    true
+}
+
 /// One record's access to bytes in a row.
 pub(super) fn range(shadow: &mut Shadow, pool: &mut Pool, check: &mut Check<'_>, x: &Record, address: u64, len: u64) -> Outcome {
-    pieces(address, len, |at, bytes| {
+    let quick = x.attr.agent() && x.attr.class() == Class::WEAK && check.whole;
+    let mut alike = Alike::default();
+    let mut at = address;
+    let mut left = len;
+    while left != 0 {
         let (page, side) = shadow.page(Shadow::page_of(at), pool);
-        let x = Record { attr: x.attr.with_bytes(bytes), ..*x };
-        check.visit(&mut page[Shadow::word_of(at)], side, &x, at, false);
-    });
+        let word = Shadow::word_of(at);
+        if quick && at & 3 == 0 && left >= 4 {
+            let words = (left / 4).min((Shadow::words() - word) as u64);
+            for (k, cell) in (0..words).zip(&mut page[word..]) {
+                if !agent_word(cell, side, x, check, &mut alike) {
+                    check.visit(cell, side, x, at + 4 * k, false);
+                }
+            }
+            left -= 4 * words;
+            // Only a range that is used up can end at the end of the address space.
+            at = at.wrapping_add(4 * words);
+            continue;
+        }
+        let skip = at & 3;
+        let n = left.min(4 - skip);
+        let x = Record { attr: x.attr.with_bytes(((1u32 << n) - 1) << skip), ..*x };
+        check.visit(&mut page[word], side, &x, at & !3, false);
+        left -= n;
+        match at.checked_add(n) {
+            Some(next) => at = next,
+            None => break,
+        }
+    }
     match check.found {
         None => Ok(()),
         Some(race) => Err(Box::new(Report::Race(race))),

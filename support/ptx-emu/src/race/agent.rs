@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::access::{pieces, range};
 use super::agents::{Agent, Observation, Part};
 use super::check::Check;
+use super::clock::joined;
 use super::shadow::{Attr, Class, Record, Shadow, Shape};
 use super::{Access, AccessKind, AgentId, AgentKind, Detector, Observe, Outcome, Proxy, Report, Sem, Space, Warp, misuse};
 
@@ -35,7 +36,7 @@ impl Detector {
         if self.agents.crowded() {
             self.sweep_agents();
         }
-        let parts = self.parts(issuers)?;
+        let parts = self.parts(issuers, per_lane)?;
         if parts.is_empty() {
             return misuse("an asynchronous operation without an issuer");
         }
@@ -45,8 +46,8 @@ impl Detector {
         }
     }
 
-    /// What these lanes know now.
-    fn parts(&self, issuers: &[(Warp, u32)]) -> Outcome<Vec<Part>> {
+    /// What these lanes know now. Lanes of a warp that issue one operation together do so after the past of all of them.
+    fn parts(&self, issuers: &[(Warp, u32)], per_lane: bool) -> Outcome<Vec<Part>> {
         let mut parts = Vec::with_capacity(issuers.len());
         for &(warp, mask) in issuers {
             let b = self.block_index(warp.block)?;
@@ -54,13 +55,19 @@ impl Detector {
             let Some(state) = block.warps.get(warp.index as usize) else {
                 return misuse("no such warp in its block");
             };
-            let (cluster, device) = (&block.cluster, block.device);
-            parts.extend(state.knowledge(block.first, block.warp_count(), mask, self.now).map(|(lanes, knowledge)| Part {
-                knowledge,
-                cluster: Arc::clone(cluster),
-                device,
-                lanes,
-            }));
+            let part = |lanes, knowledge| Part { knowledge, cluster: Arc::clone(&block.cluster), device: block.device, lanes };
+            let mut known = state.knowledge(block.first, block.warp_count(), mask, self.now);
+            if per_lane {
+                parts.extend(known.map(|(lanes, knowledge)| part(lanes, knowledge)));
+            } else if let Some((_, mut all)) = known.next() {
+                for (_, more) in known {
+                    all.clock = joined(&all.clock, &more.clock);
+                    all.block_time = all.block_time.max(more.block_time);
+                    all.warp_time = all.warp_time.max(more.warp_time);
+                }
+                all.mask = state.all_or(mask);
+                parts.push(part(mask & state.live, all));
+            }
         }
         Ok(parts)
     }
@@ -71,10 +78,11 @@ impl Detector {
     /// An agent that does not exist, issuers that do not run; numbers used up.
     pub fn agent_reissue(&mut self, agent: AgentId, issuers: &[(Warp, u32)]) -> Outcome {
         self.tick()?;
-        let mut parts = self.parts(issuers)?;
+        let Some(a) = self.agents.get(agent) else { return misuse("no such asynchronous operation") };
+        let mut parts = self.parts(issuers, a.per_lane)?;
         let Some(a) = self.agents.get_mut(agent) else { return misuse("no such asynchronous operation") };
         for old in &a.parts {
-            let again: u32 = parts.iter().filter(|p| p.knowledge.uid == old.knowledge.uid).map(|p| p.lanes).sum();
+            let again = parts.iter().filter(|p| p.knowledge.uid == old.knowledge.uid).fold(0, |m, p| m | p.lanes);
             if old.lanes & !again != 0 {
                 parts.push(Part { lanes: old.lanes & !again, ..old.clone() });
             }
@@ -107,6 +115,7 @@ impl Detector {
             options.issuer_proxy_fence,
         );
         check.rmw = access.kind == AccessKind::ReadWrite;
+        check.whole = !a.per_lane;
         let class = if access.sem.strong() { Class::strong(access.sem.scope, access.element) } else { Class::WEAK };
         let attr = Attr::new(0xf, Shape::Whole, true, class, access.kind.writes());
         let x = Record { who: agent.slot, time: now, site: access.site, mask: 1, attr };
@@ -215,7 +224,7 @@ impl Detector {
                     true
                 } else {
                     // Others' observation serves if every group of these lanes knows of it.
-                    !(a.per_lane && part.is_some())
+                    !(a.per_lane && part.is_some() || a.proxy == Proxy::Generic)
                         && state
                             .groups
                             .iter()
@@ -235,7 +244,7 @@ impl Detector {
     }
 
     /// Frees agents that no record names.
-    fn sweep_agents(&mut self) {
+    pub(super) fn sweep_agents(&mut self) {
         let Detector { shared, global, agents, .. } = self;
         let mut cells = 0;
         for shadow in shared.iter().chain([&**global]) {

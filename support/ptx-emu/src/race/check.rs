@@ -4,7 +4,7 @@ use super::Launch;
 use super::agents::Agents;
 use super::clock::Time;
 use super::fences::Fences;
-use super::shadow::{Cell, Class, Record, Shape, Side};
+use super::shadow::{Attr, Cell, Class, Record, Shape, Side};
 use super::types::{Actor, LaunchId, Observe, Party, Proxy, Race, RaceKind, Scope, Space};
 use super::view::View;
 
@@ -48,6 +48,8 @@ pub(super) struct Check<'a> {
     pub agree: Option<&'a dyn Fn(u32, u32) -> bool>,
     /// Whether the access is an atomic read-modify-write.
     pub rmw: bool,
+    /// Whether an agent accesses as a whole, not lane by lane.
+    pub whole: bool,
     /// The first race found.
     pub found: Option<Race>,
     memo: Memo,
@@ -83,6 +85,7 @@ impl<'a> Check<'a> {
             owner,
             agree: None,
             rmw: false,
+            whole: false,
             found: None,
             memo: Memo { warps: [(u32::MAX, 0); MEMO], fence_warp: u32::MAX, fence_known: 0, agents: [(u32::MAX, 0, 0); MEMO] },
         }
@@ -121,6 +124,16 @@ impl<'a> Check<'a> {
             self.memo.fence_known = self.fences.latest(who, u32::MAX, self.space_bit(who), known);
         }
         self.memo.fence_known
+    }
+
+    /// Whether an agent's writes need no proxy fence before this access.
+    pub fn same_proxy(&self, slot: u32) -> bool {
+        self.proxy == Proxy::Generic || self.agents.of_record(slot).is_some_and(|a| a.proxy == Proxy::Async)
+    }
+
+    /// Whether a write of a warp at `time` surely needs no proxy fence before this access, or has it.
+    pub fn all_fenced(&mut self, who: u32, time: Time) -> bool {
+        self.proxy == Proxy::Generic || time < self.fence_known(who)
     }
 
     /// The kind of `fence.proxy.async` that a warp needs for the memory accessed.
@@ -180,6 +193,19 @@ impl<'a> Check<'a> {
         self.views.first().map_or(Scope::Sys, |v| v.level(who, device))
     }
 
+    /// Whether an atomic of this class on a word is the next of a row of such atomics, each of which has read the one before.
+    pub fn atomic_after_atomic(&self, cell: &Cell, class: Class, scope: Scope) -> bool {
+        let same = |c: &Cell| {
+            let attr = Attr::new(0xf, Shape::Whole, false, class, true);
+            c.meta & !Cell::W_LANE == (attr.0 & 0xfff) << Cell::W_ATTR_SHIFT
+        };
+        if !(same(cell) && cell.r_time == 0 && cell.w_time != 0) {
+            return false;
+        }
+        let device = |w| launch_of(self.launches, w).map(|l| l.device);
+        self.views.first().is_some_and(|v| v.level(cell.w_who, device) <= scope)
+    }
+
     fn proxy_of(&self, o: &Record) -> Proxy {
         if o.attr.agent() { self.agents.of_record(o.who).map_or(Proxy::Async, |a| a.proxy) } else { Proxy::Generic }
     }
@@ -221,7 +247,7 @@ impl<'a> Check<'a> {
         }
         let missing = self.uncovered(o, x, bytes);
         if missing == 0 {
-            return match self.proxy_fence_missing(o, x, bytes) {
+            return match last && self.proxy_fence_missing(o, x, bytes) {
                 true => Relation::Race(RaceKind::MissingProxyFence),
                 false => Relation::Before,
             };
@@ -260,12 +286,17 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Whether the strong write `o` has been read, strongly, by someone whom the accessing side knows.
+    /// Whether every view knows the strong write `o`, or someone who has read it, strongly.
     fn observed(&self, o: &Record, x: &Record, side: &Side, address: u64) -> bool {
+        let Some(location) = location_of(o, address).and_then(|at| side.locations.get(&at)) else {
+            return false;
+        };
         let own = self.own(x);
-        location_of(o, address)
-            .and_then(|at| side.locations.get(&at))
-            .is_some_and(|location| self.views.iter().all(|v| location.observed(o.time, v, own)))
+        let knows = |v: &View<'_>| match self.agents.of_record(o.who).filter(|_| o.attr.agent()) {
+            Some(agent) => agent.covered(o, v, own),
+            None => v.uncovered(o.who, o.lanes(0xf), o.time, own) == 0,
+        };
+        self.views.iter().all(|v| location.observed(o, v, own) || knows(v))
     }
 
     /// Whether `o`, a write through the generic proxy that is ordered before `x`, an access through the asynchronous proxy, has no
@@ -345,19 +376,30 @@ impl<'a> Check<'a> {
         if self.found.is_some() {
             return;
         }
+        let mut bytes = bytes;
+        if o.attr.shape() != Shape::Whole {
+            // Only the bytes of the lanes at fault.
+            let mut at_fault = |b: &u32| match kind {
+                RaceKind::MissingProxyFence => self.proxy_fence_missing(o, x, 1 << b),
+                RaceKind::SameInstruction => true,
+                _ => self.uncovered(o, x, 1 << b) != 0,
+            };
+            let faulty = (0..4).filter(|b| bytes >> b & 1 != 0).filter(&mut at_fault).fold(0, |m, b| m | 1 << b);
+            bytes = if faulty == 0 { bytes } else { faulty };
+        }
         let (address, size) = if unit { (address, 1) } else { (address + u64::from(bytes.trailing_zeros()), bytes.count_ones()) };
         self.found = Some(Race {
             kind,
             space: self.space,
             address,
             size,
-            first: self.party(o, bytes, x.mask),
-            second: self.party(x, bytes, 0),
+            first: self.party(o, bytes, Some(x)),
+            second: self.party(x, bytes, None),
         });
     }
 
-    /// `not`: lanes to name only when there is no other.
-    fn party(&self, r: &Record, bytes: u32, not: u32) -> Party {
+    /// A side of a race; the earlier one with the later one given.
+    fn party(&self, r: &Record, bytes: u32, against: Option<&Record>) -> Party {
         let lanes = r.lanes(bytes);
         let place = |uid: u32| {
             launch_of(self.launches, uid).map(|l| {
@@ -378,9 +420,15 @@ impl<'a> Check<'a> {
         } else {
             match place(r.who) {
                 Some((launch, block, warp)) => {
-                    // Of the others of a warp, one that is not known to be ordered.
-                    let strangers = lanes & !self.views.first().map_or(0, |v| lanes & !v.uncovered(r.who, lanes, r.time, not));
-                    let lanes = if not != 0 && strangers != 0 { strangers } else { lanes };
+                    // Rather one that is not known to be ordered.
+                    let strangers = match against {
+                        Some(x) => {
+                            let own = self.own(x);
+                            self.views.iter().fold(0, |m, v| m | v.uncovered(r.who, lanes, r.time, own))
+                        }
+                        None => 0,
+                    };
+                    let lanes = if strangers != 0 { strangers } else { lanes };
                     Actor::Thread { launch, block, warp, lane: lanes.trailing_zeros() & 31 }
                 }
                 None => Actor::Host,
@@ -391,11 +439,7 @@ impl<'a> Check<'a> {
 
     /// [`Check::visit`] for a read or an mbarrier operation by several lanes on the same bytes, too.
     pub fn visit_lanes(&mut self, cell: &mut Cell, side: &mut Side, x: &Record, address: u64) {
-        if x.mask & (x.mask - 1) == 0
-            || x.attr.shape() != Shape::Whole
-            || x.attr.agent()
-            || self.alike_for_lanes(cell, side, x.attr.class())
-        {
+        if x.mask & (x.mask - 1) == 0 || x.attr.shape() != Shape::Whole || x.attr.agent() || self.alike_for_lanes(cell, side, x) {
             self.visit(cell, side, x, address, false);
             return;
         }
@@ -407,17 +451,19 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Whether every lane of the group stands alike to all writes of the word.
-    fn alike_for_lanes(&mut self, cell: &Cell, side: &Side, class: Class) -> bool {
-        let mut known = |o: &Record| {
-            class == Class::MBARRIER && o.attr.class() == class
-                || if o.attr.agent() { o.time <= self.agent_known(o.who, true) } else { o.time <= self.warp_known(o.who) }
+    /// Whether every lane of the group stands alike to all that `x` may conflict with.
+    fn alike_for_lanes(&mut self, cell: &Cell, side: &Side, x: &Record) -> bool {
+        let (class, write) = (x.attr.class(), x.attr.write());
+        let mut alike = |o: &Record| {
+            !(write || o.attr.write())
+                || class == Class::MBARRIER && o.attr.class() == class
+                || o.time <= if o.attr.agent() { self.agent_known(o.who, o.attr.write()) } else { self.warp_known(o.who) }
         };
         if cell.meta & Cell::SPLIT != 0 {
             return false;
         }
         let list = if cell.meta & Cell::SPILL != 0 { side.lists.get(cell.r_site).records.as_slice() } else { &[] };
-        cell.write().is_none_or(|o| known(&o)) && list.iter().filter(|o| o.attr.write()).all(known)
+        cell.write().is_none_or(|o| alike(&o)) && cell.read().is_none_or(|o| alike(&o)) && list.iter().all(alike)
     }
 
     /// Checks the access `x` to a word against what the word remembers, and remembers it. `address` is the word's (with `unit`, that
@@ -531,7 +577,7 @@ impl<'a> Check<'a> {
     /// The reader `x` comes after the strong write `w` from now on.
     fn observe(&mut self, w: &Record, x: &Record, side: &mut Side, address: u64) {
         if let (Some(at), Some(view)) = (location_of(w, address), self.views.first()) {
-            side.locations.entry(at).or_default().observe(w.time, view, x.mask, x.time);
+            side.locations.entry(at).or_default().observe(w, view, x.mask, x.time);
         }
     }
 

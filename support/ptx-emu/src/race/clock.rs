@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{AgentId, HOST};
+use super::{AgentId, HOST, INIT_ONLY, Scope};
 
 /// A time on the detector's clock. 0 is before every event.
 pub(super) type Time = u32;
@@ -38,6 +38,24 @@ pub(super) struct Clock {
     pub blocks: Vec<Span>,
     /// Lanes, by warp; the masks of one warp are disjoint.
     pub lanes: Vec<Lanes>,
+    /// What those who executed a `fence.sc` in the past of this had seen before it.
+    pub sc: ScFences,
+}
+
+/// By scope: all that was seen before `fence.sc` operations of that scope. Whoever reads, strongly, what was written after them
+/// and then executes a `fence.sc` comes later in the order of these fences, and so in causality order (PTX ISA 9.0, sections 8.9.4
+/// and 8.9.5), even where the writer has no release pattern of its own: others fenced, and a barrier followed.
+pub(super) type ScFences = Option<Box<[Option<Arc<Clock>>; 4]>>;
+
+fn covers_sc(mine: &ScFences, other: &ScFences) -> bool {
+    let Some(other) = other else { return true };
+    let none = [const { None }; 4];
+    let mine = mine.as_deref().unwrap_or(&none);
+    mine.iter().zip(other.iter()).all(|(a, b)| match (a, b) {
+        (_, None) => true,
+        (None, Some(_)) => false,
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a.covers(b),
+    })
 }
 
 fn span_time(spans: &[Span], warp: u32) -> Time {
@@ -187,6 +205,21 @@ impl Clock {
         self.covers_ended(other)
             && other.blocks.iter().all(|s| self.covers_block(s))
             && other.lanes.iter().all(|e| self.covers_lanes(e))
+            && self.covers_sc(other)
+    }
+
+    /// Whether the `fence.sc` operations that `other` has seen have been seen here.
+    pub fn covers_sc(&self, other: &Clock) -> bool {
+        covers_sc(&self.sc, &other.sc)
+    }
+
+    /// A `fence.sc` at a scope, of one who has seen this and, by itself, `own`.
+    pub fn fence_sc(&mut self, scope: Scope, mut own: Clock) {
+        own.sc = None;
+        let fences = self.sc.get_or_insert_default();
+        // A wider fence serves for a narrower one.
+        fences[..=scope as usize].fill(None);
+        fences[scope as usize] = Some(Arc::new(own));
     }
 
     fn covers_lanes(&self, e: &Lanes) -> bool {
@@ -212,6 +245,14 @@ impl Clock {
             self.lanes.extend_from_slice(&other.lanes);
         } else if !other.lanes.is_empty() {
             self.join_lanes(&other.lanes);
+        }
+        if let Some(other) = &other.sc {
+            let fences = self.sc.get_or_insert_default();
+            for (mine, theirs) in fences.iter_mut().zip(other.iter()) {
+                if let Some(theirs) = theirs {
+                    *mine = Some(mine.as_ref().map_or_else(|| Arc::clone(theirs), |m| joined(m, theirs)));
+                }
+            }
         }
     }
 
@@ -263,6 +304,24 @@ impl Clock {
     pub fn prune(&mut self, first: u32, len: u32, time: Time) {
         self.lanes.retain(|e| e.time > time || e.warp.wrapping_sub(first) >= len);
         self.blocks.retain(|s| s.time > time || s.first != first);
+    }
+}
+
+impl Clock {
+    /// What is left without those warps, if that is more than nothing.
+    pub fn without(&self, first: u32, len: u32) -> Option<Clock> {
+        let other = |warp: u32| (warp & !INIT_ONLY).wrapping_sub(first) >= len;
+        let of_launch = self.host == 0
+            && self.ended.is_empty()
+            && !self.lanes.iter().any(|e| other(e.warp))
+            && !self.blocks.iter().any(|s| other(s.first));
+        (!of_launch).then(|| Clock {
+            host: self.host,
+            ended: self.ended.clone(),
+            blocks: self.blocks.iter().copied().filter(|s| other(s.first)).collect(),
+            lanes: self.lanes.iter().copied().filter(|e| other(e.warp)).collect(),
+            sc: None,
+        })
     }
 }
 

@@ -1,8 +1,10 @@
 //! Release and acquire through memory: what a strong write publishes, and who has seen it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::clock::{Clock, Time};
+use super::shadow::Record;
 use super::types::Scope;
 use super::view::{Knowledge, View};
 
@@ -13,27 +15,17 @@ pub(super) struct Published {
     pub scope: Scope,
     /// Whether a release operation on the location published it (not a fence before a strong write).
     pub operation: bool,
-    pub sc: ScFence,
+    /// Whether only a `fence.sc` of the reader makes it known (see [`Clock::sc`]): the knowledge is a clock alone.
+    pub sc_only: bool,
     pub knowledge: Knowledge,
 }
 
-/// What `fence.sc` has to do with something published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ScFence {
-    /// Nothing.
-    No,
-    /// The writer executed it, after what it makes known.
-    Own,
-    /// Another thread executed it, and then a barrier together with the writer. That is no release pattern of the writer's, but
-    /// whoever reads the value and then executes a `fence.sc` of its own comes later in the order of these fences, and so in
-    /// causality order (PTX ISA 9.0, sections 8.9.4 and 8.9.5).
-    Passed,
-}
-
-/// Lanes that strongly read the value written at `write`, by time `time`: what they do later is ordered after that write.
+/// Lanes that strongly read the value written at `write` by the lanes `writers`, by time `time`: what they do later is ordered
+/// after that write.
 #[derive(Clone, Copy, Debug)]
 struct Observer {
     write: Time,
+    writers: u32,
     uid: u32,
     mask: u32,
     time: Time,
@@ -44,6 +36,8 @@ struct Observer {
 pub(super) struct Location {
     /// Time of the write that `published` belongs to: void once the word has a later write.
     pub time: Time,
+    /// Tells each such write from all others, the other lanes' of one instruction included.
+    pub stamp: u64,
     /// That write's warp, scope and size.
     pub uid: u32,
     pub scope: Option<Scope>,
@@ -82,8 +76,13 @@ impl Location {
         self.operations.iter().find(|p| p.knowledge.uid == uid && p.knowledge.mask >> lane & 1 != 0).cloned()
     }
 
-    /// All that the value makes known to those in scope of everything published.
-    pub fn merged(&mut self) -> Arc<Clock> {
+    /// What those of `published` make known together, by their indices, ascending.
+    pub fn clock_of(&mut self, which: impl ExactSizeIterator<Item = usize>) -> Arc<Clock> {
+        if which.len() != self.published.len() {
+            let mut clock = Clock::default();
+            which.filter_map(|i| self.published.get(i)).for_each(|p| p.knowledge.add_to(&mut clock));
+            return Arc::new(clock);
+        }
         let (from, mut clock) = self.merged.take().unwrap_or_default();
         if let Some(new) = self.published.get(from..).filter(|n| !n.is_empty()) {
             let into = Arc::make_mut(&mut clock);
@@ -107,49 +106,62 @@ impl Location {
             }
             self.operations.push(new.clone());
         }
-        if self.published.len() >= 2 * self.pruned.max(4) && !new.knowledge.init_only {
-            // An entry that the new owner knows, from the same block and no wider: whoever learns it learns the new one.
-            let before = self.published.len();
-            self.published.retain(|old| {
-                let o = &old.knowledge;
-                !(old.scope <= new.scope
-                    && (new.sc != ScFence::Passed || old.sc == ScFence::Passed)
-                    && o.first == k.first
-                    && !old.knowledge.init_only
-                    && k.covers_lanes(o.uid, o.mask, o.time))
-            });
-            // What was dropped is part of the new one.
-            let all = self.merged.as_ref().is_some_and(|m| m.0 == before);
-            match &mut self.merged {
-                Some(m) if all => m.0 = self.published.len(),
-                _ => self.merged = None,
-            }
-            self.pruned = self.published.len();
+        if self.published.len() >= 2 * self.pruned.max(4) {
+            self.prune();
         }
         self.published.push(new);
     }
 
-    /// A strong read by `view`'s lanes of the value written at `write`, which they did not know.
-    pub fn observe(&mut self, write: Time, view: &View<'_>, mask: u32, now: Time) {
+    /// Drops what a later entry of the same block, no narrower, includes: whoever learns the one learns the other.
+    fn prune(&mut self) {
+        let before = self.published.len();
+        let mut kept: Vec<Published> = Vec::new();
+        let mut of_block: HashMap<u32, Vec<usize>> = HashMap::new();
+        for old in self.published.drain(..).rev() {
+            let o = &old.knowledge;
+            let later = of_block.entry(o.first).or_default();
+            let included = |&i: &usize| {
+                let new: &Published = &kept[i];
+                let known = || match old.sc_only {
+                    true => new.knowledge.view(&[], 0).covers(&o.clock),
+                    false => new.knowledge.covers_lanes(o.uid, o.mask, o.time),
+                };
+                let sort = old.sc_only || !new.sc_only && !o.init_only;
+                old.scope <= new.scope && sort && !new.knowledge.init_only && known()
+            };
+            if !later.iter().any(included) {
+                later.push(kept.len());
+                kept.push(old);
+            }
+        }
+        kept.reverse();
+        self.published = kept;
+        self.pruned = self.published.len();
+        self.merged = self.merged.take().filter(|m| m.0 == before).map(|m| (self.published.len(), m.1));
+    }
+
+    /// A strong read by `view`'s lanes of the value that `write` wrote, which they did not know.
+    pub fn observe(&mut self, write: &Record, view: &View<'_>, mask: u32, now: Time) {
         if self.observed(write, view, mask) {
             return;
         }
         if self.observers.len() >= OBSERVERS {
             // Older values are gone from the word, except where unordered writes are still on its list.
-            self.observers.retain(|o| o.write == write);
+            self.observers.retain(|o| o.write == write.time);
         }
-        self.observers.push(Observer { write, uid: view.uid, mask, time: now });
+        if let Some(o) = self.observers.last_mut()
+            && (o.write, o.writers, o.uid, o.time) == (write.time, write.mask, view.uid, now)
+        {
+            o.mask |= mask;
+            return;
+        }
+        self.observers.push(Observer { write: write.time, writers: write.mask, uid: view.uid, mask, time: now });
     }
 
-    /// Whether `view`'s lanes know someone who has read the value written at `write`.
-    pub fn observed(&self, write: Time, view: &View<'_>, lane: u32) -> bool {
-        self.observers.iter().any(|o| o.write == write && view.knows_any(o.uid, o.mask, o.time, lane))
+    /// Whether `view`'s lanes know someone who has read the value that `write` wrote.
+    pub fn observed(&self, write: &Record, view: &View<'_>, lane: u32) -> bool {
+        self.observers
+            .iter()
+            .any(|o| o.write == write.time && write.mask & !o.writers == 0 && view.knows_any(o.uid, o.mask, o.time, lane))
     }
-}
-
-/// All of these together.
-pub(super) fn merge<'a>(all: impl Iterator<Item = &'a Knowledge>) -> Arc<Clock> {
-    let mut clock = Clock::default();
-    all.for_each(|k| k.add_to(&mut clock));
-    Arc::new(clock)
 }

@@ -84,10 +84,8 @@ impl Detector {
         let now = self.tick()?;
         let slot = self.block_index(owner)?;
         let Detector { blocks, shared, pool, agents, fences, launches, options, .. } = self;
-        // An arrival after all that was observed of it: who waits for this phase has to observe it anew.
-        if let Some(a) = agents.get_mut(agent) {
-            a.last = now;
-        }
+        let Some(a) = agents.get_mut(agent) else { return misuse("no such asynchronous operation") };
+        a.last = now;
         let Some(a) = agents.get(agent) else { return misuse("no such asynchronous operation") };
         let views: Vec<_> = a.parts.iter().map(|p| p.knowledge.view(&p.cluster, p.device)).collect();
         let first = blocks[slot].first;

@@ -334,10 +334,13 @@ impl Detector {
         let launch = &mut self.launches[l];
         launch.running_blocks -= 1;
         let ended = &mut self.blocks[b];
-        for warp in &ended.warps {
-            for group in &warp.groups {
-                if !Arc::ptr_eq(&group.clock, &launch.base) {
-                    launch.seen = joined(&launch.seen, &group.clock);
+        let mut last = Arc::clone(&launch.base);
+        for group in ended.warps.iter().flat_map(|w| &w.groups) {
+            if !Arc::ptr_eq(&group.clock, &last) {
+                last = Arc::clone(&group.clock);
+                // What it knows of its own launch, everybody after the launch knows.
+                if let Some(of_others) = group.clock.without(launch.first, launch.warps) {
+                    launch.seen = joined(&launch.seen, &Arc::new(of_others));
                 }
             }
         }

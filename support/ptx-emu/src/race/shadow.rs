@@ -1,6 +1,7 @@
 //! Shadow memory: for each 4-byte word the last write, the last read, and what else is not ordered before them.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use super::clock::Time;
 use super::location::Location;
@@ -296,13 +297,35 @@ impl<T> Slab<T> {
     }
 }
 
+/// Hashes one address, which nobody chooses to collide.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &b in bytes {
+            self.write_u64(u64::from(b));
+        }
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        // Fibonacci hashing; the table takes its bits from both ends.
+        let h = (self.0 ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = h ^ h >> 32;
+    }
+}
+
 /// What words need beside their cells.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Side {
     pub lists: Slab<List>,
     pub splits: Slab<[Cell; 4]>,
     /// By address: strong accesses that published something or were observed.
-    pub locations: HashMap<u64, Location>,
+    pub locations: HashMap<u64, Location, BuildHasherDefault<AddressHasher>>,
     /// Records dropped for want of room.
     pub dropped: u64,
     /// Most records kept in a list.
@@ -352,7 +375,7 @@ pub(super) struct Shadow {
     /// Page number to index, for shared memory (small addresses).
     dense: Vec<u32>,
     /// Page number to index, for global memory.
-    sparse: HashMap<u64, u32>,
+    sparse: HashMap<u64, u32, BuildHasherDefault<AddressHasher>>,
     /// Recently used entries of `sparse`: page number plus one, index.
     recent: Vec<(u64, u32)>,
     pub side: Side,
@@ -579,20 +602,23 @@ impl Side {
             cell.meta |= Cell::SPILL;
         }
         let list = self.lists.get_mut(cell.r_site);
-        // The same lanes' earlier access of the same sort is ordered before; lanes of one instruction share a record.
-        for e in &mut list.records {
-            if e.who == record.who && e.attr == record.attr {
-                if e.time == record.time && record.attr.shape() == Shape::Whole {
-                    e.mask |= record.mask;
-                    return;
-                }
-                if e.mask & !record.mask == 0 && e.time <= record.time && !record.attr.agent() {
-                    *e = record;
-                    return;
+        let full = list.records.len() >= self.reads_kept;
+        if !full {
+            // The same lanes' earlier access of the same sort is ordered before; lanes of one instruction share a record.
+            for e in &mut list.records {
+                if e.who == record.who && e.attr == record.attr {
+                    if e.time == record.time && record.attr.shape() == Shape::Whole {
+                        e.mask |= record.mask;
+                        return;
+                    }
+                    if e.mask & !record.mask == 0 && e.time <= record.time && !record.attr.agent() {
+                        *e = record;
+                        return;
+                    }
                 }
             }
-        }
-        if list.records.len() >= self.reads_kept {
+            list.records.push(record);
+        } else {
             self.random ^= self.random << 13;
             self.random ^= self.random >> 17;
             self.random ^= self.random << 5;
@@ -600,8 +626,6 @@ impl Side {
             let i = self.random as usize % list.records.len();
             let old = std::mem::replace(&mut list.records[i], record);
             list.writes -= u32::from(old.attr.write());
-        } else {
-            list.records.push(record);
         }
         list.writes += u32::from(record.attr.write());
     }

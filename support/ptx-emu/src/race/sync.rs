@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::clock::{Clock, Lanes, Memo, Time, joined};
-use super::location::{Published, ScFence};
+use super::location::Published;
 use super::types::Observe;
 use super::view::{Knowledge, View};
-use super::warp::{Block, Group, Pending, WarpState, join_distinct};
+use super::warp::{ANYWHERE, Block, Group, Pending, Place, WarpState, join_distinct};
 use super::{BlockId, Detector, FenceOrder, LaunchId, Outcome, ProxyFence, Scope, SyncVar, Warp, misuse};
 
 impl SyncVar {
@@ -86,10 +86,6 @@ impl Detector {
             .map(|g| &g.clock)
             .chain(arrived.and_then(|a| a.clock.as_ref()));
         let Some(mut clock) = join_distinct(clocks) else { return Ok(()) };
-        let passed: Vec<_> = members.iter().flat_map(|&(w, mask)| block.warps[w as usize].sc_fences(mask)).collect();
-        if !passed.is_empty() {
-            members.iter().for_each(|&(w, mask)| block.warps[w as usize].pass(mask, &passed));
-        }
         if whole_warps.count_ones() == count {
             if clock.has_old(first, count, now) {
                 Arc::make_mut(&mut clock).prune(first, count, now);
@@ -133,8 +129,6 @@ impl Detector {
         let (first, count) = (block.first, block.warp_count());
         let state = &mut block.warps[w];
         let mask = mask & state.live;
-        let passed: Vec<_> = state.sc_fences(mask).collect();
-        state.pass(mask, &passed);
         let concerned = || state.groups.iter().filter(|g| g.mask & mask != 0);
         let Some(mut clock) = join_distinct(concerned().map(|g| &g.clock)) else { return Ok(()) };
         let block_time = concerned().map(|g| g.block_time).fold(clock.block_time(first), Time::max);
@@ -174,8 +168,7 @@ impl Detector {
         let (block, w) = self.block_and_warp(warp)?;
         let narrowest = if block.cluster.len() > 1 { Scope::Cluster } else { Scope::Cta };
         let state = &block.warps[w];
-        let own = |f: &&(u32, Published)| f.0 & mask != 0 && f.1.scope >= narrowest && f.1.sc != ScFence::Passed;
-        for (lanes, fence) in state.fences.iter().filter(own) {
+        for (lanes, fence) in state.fences.iter().filter(|f| f.0 & mask != 0 && f.1.scope >= narrowest) {
             into.add(&Knowledge { mask: state.all_or(lanes & mask), ..fence.knowledge.clone() });
         }
         Ok(())
@@ -206,24 +199,12 @@ impl Detector {
     /// # Errors
     /// As [`Detector::barrier`].
     pub fn acquire_relaxed(&mut self, warp: Warp, mask: u32, from: &SyncVar) -> Outcome {
-        let now = self.tick()?;
+        self.tick()?;
         let (block, w) = self.block_and_warp(warp)?;
-        let (first, count) = (block.first, block.warp_count());
         let state = &mut block.warps[w];
         let mask = mask & state.live;
-        let clock = from.clock.clone().unwrap_or_default();
-        let knowledge = Knowledge {
-            clock,
-            first,
-            warps: count,
-            block_time: 0,
-            uid: state.uid,
-            warp_time: 0,
-            mask: 0,
-            time: now,
-            init_only: false,
-        };
-        state.pend(Pending { mask, scope: Scope::Sys, knowledge, agents: from.agents.clone(), address: None, sc_only: false });
+        let knowledge = Knowledge::of_clock(from.clock.clone().unwrap_or_default());
+        state.pend(Pending { mask, level: Scope::Cta, sc_only: false, knowledge, agents: from.agents.clone(), from: None });
         Ok(())
     }
 
@@ -245,50 +226,57 @@ impl Detector {
                 old.0 &= !mask;
             }
             state.fences.retain(|f| f.0 != 0);
-            let sc = if order == FenceOrder::Sc { ScFence::Own } else { ScFence::No };
             let new: Vec<_> = state
                 .knowledge(first, count, mask, now)
-                .map(|(lanes, knowledge)| (lanes, Published { scope, operation: false, sc, knowledge }))
+                .map(|(lanes, knowledge)| (lanes, Published { scope, operation: false, sc_only: false, knowledge }))
                 .collect();
+            if order == FenceOrder::Sc {
+                let mut known = new.iter().map(|(lanes, p)| (*lanes, &p.knowledge));
+                let fenced: Vec<_> = known
+                    .by_ref()
+                    .map(|(lanes, k)| {
+                        let mut own = Clock::default();
+                        k.add_to(&mut own);
+                        let mut clock = Clock::clone(&k.clock);
+                        clock.fence_sc(scope, own);
+                        (lanes, Arc::new(clock))
+                    })
+                    .collect();
+                for (lanes, clock) in fenced {
+                    state.learn(first, lanes, |_| Some(Arc::clone(&clock)));
+                }
+            }
             state.fences.extend(new);
         }
         Ok(())
     }
 
-    /// What these lanes' strong reads have shown becomes theirs, as far as the scopes reach; `sc`: by a `fence.sc`; `address`: only what was
-    /// read there.
+    /// What these lanes' strong reads have shown becomes theirs, as far as the scopes reach; `sc`: by a `fence.sc`; `address`: only
+    /// what was read there.
     pub(super) fn acquire_pending(
         &mut self,
         warp: Warp,
         mask: u32,
         scope: Scope,
         sc: bool,
-        address: Option<u64>,
+        address: Option<Place>,
         now: Time,
     ) -> Outcome {
-        let Detector { blocks, launches, .. } = self;
-        let Some(block) = blocks.get_mut(warp.block.slot as usize) else { return Ok(()) };
+        let Some(block) = self.blocks.get_mut(warp.block.slot as usize) else { return Ok(()) };
         let (cluster, device) = (Arc::clone(&block.cluster), block.device);
         let (first, count) = (block.first, block.warp_count());
         let Some(state) = block.warps.get_mut(warp.index as usize) else { return Ok(()) };
         if state.pending.is_empty() {
             return Ok(());
         }
-        let device_of = |w| super::check::launch_of(launches, w).map(|l| l.device);
+        let uid = state.uid;
         let mut observed = Vec::new();
         let mut pending = std::mem::take(&mut state.pending);
-        let concerned =
-            |p: &&mut Pending| p.mask & mask != 0 && (sc || !p.sc_only) && (address.is_none() || p.address == address);
-        for p in pending.iter_mut().filter(concerned) {
-            let uid = state.uid;
-            let Some(level) =
-                state.groups.first().map(|g| g.view(first, count, uid, &cluster, device).level(p.knowledge.uid, device_of))
-            else {
-                continue;
-            };
-            if scope.min(p.scope) < level {
-                continue;
-            }
+        let here = |p: &Pending| match (address, p.from) {
+            (None, _) | (Some(_), Some(ANYWHERE)) => true,
+            (a, from) => a == from,
+        };
+        for p in pending.iter_mut().filter(|p| p.mask & mask != 0 && p.level <= scope && (sc || !p.sc_only) && here(p)) {
             let lanes = p.mask & mask;
             p.mask &= !mask;
             let k = &p.knowledge;
@@ -323,7 +311,7 @@ impl Detector {
             .knowledge(first, count, mask, now)
             .map(|(lanes, k)| {
                 let knowledge = Knowledge { init_only: true, ..k };
-                (lanes, Published { scope: Scope::Cluster, operation: false, sc: ScFence::No, knowledge })
+                (lanes, Published { scope: Scope::Cluster, operation: false, sc_only: false, knowledge })
             })
             .collect();
         state.fences.extend(new);

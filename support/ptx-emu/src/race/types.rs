@@ -132,8 +132,9 @@ pub enum FenceOrder {
     Release,
     /// `fence.acq_rel`.
     AcqRel,
-    /// `fence.sc` and `membar`. Treated as `AcqRel`: the order among sequentially consistent fences depends on the
-    /// schedule, so that a program is not called free of races because of it.
+    /// `fence.sc` and `membar`. Beyond `AcqRel`: who reads a value written after others' fences of this kind, and then fences
+    /// like this, comes after what came before those. The order among such fences alone depends on the schedule: no
+    /// program is called free of races because of it.
     Sc,
 }
 

@@ -27,6 +27,11 @@ pub(super) struct Knowledge {
 }
 
 impl Knowledge {
+    /// What a clock says, of nobody's own.
+    pub fn of_clock(clock: Arc<Clock>) -> Self {
+        Knowledge { clock, first: 0, warps: 0, block_time: 0, uid: 0, warp_time: 0, mask: 0, time: 0, init_only: false }
+    }
+
     /// Adds all this to a clock.
     pub fn add_to(&self, clock: &mut Clock) {
         if self.init_only {
@@ -118,6 +123,7 @@ impl View<'_> {
         self.clock.covers_ended(clock)
             && clock.blocks.iter().all(|s| s.first == self.first && s.time <= self.block_time || self.clock.covers_block(s))
             && clock.lanes.iter().all(|e| self.uncovered(e.warp, e.mask, e.time, 0) == 0)
+            && self.clock.covers_sc(clock)
     }
 
     /// Whether one of a warp's lanes is known up to `time`.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Launch;
 use super::clock::{Clock, Span, Time, joined};
-use super::location::{Published, ScFence};
+use super::location::Published;
 use super::types::{AgentId, Scope};
 use super::view::{Knowledge, View};
 
@@ -24,16 +24,21 @@ pub(super) struct Group {
 #[derive(Clone, Debug)]
 pub(super) struct Pending {
     pub mask: u32,
-    /// Scope of the release.
-    pub scope: Scope,
+    /// The narrowest scope that includes both sides.
+    pub level: Scope,
     /// Only a `fence.sc` makes it theirs.
     pub sc_only: bool,
     pub knowledge: Knowledge,
     /// Operations that the same wait showed complete.
     pub agents: Vec<AgentId>,
-    /// Where it was read.
-    pub address: Option<u64>,
+    /// Where it was read: an acquire operation there serves as well as a fence.
+    pub from: Option<Place>,
 }
+
+/// The first warp of the block that owns the shared memory (all ones for global memory), and the address.
+pub(super) type Place = (u32, u64);
+/// A state of a location: address, stamp.
+pub(super) type Version = (u64, u64);
 
 #[derive(Debug)]
 pub(super) struct WarpState {
@@ -46,6 +51,8 @@ pub(super) struct WarpState {
     /// What the lanes' release fences cover: the lanes, what a later strong write of theirs publishes.
     pub fences: Vec<(u32, Published)>,
     pub pending: Vec<Pending>,
+    /// What lanes have read last, which need not be looked at again.
+    pub polled: [(Version, u32); 4],
 }
 
 #[derive(Debug)]
@@ -66,7 +73,14 @@ impl Block {
                 let threads = (launch.threads_per_block - 32 * w).min(32);
                 let live = u32::MAX >> (32 - threads);
                 let group = Group { mask: live, clock: Arc::clone(&launch.base), block_time: 0, warp_time: 0 };
-                WarpState { uid: first + w, live, groups: vec![group], fences: Vec::new(), pending: Vec::new() }
+                WarpState {
+                    uid: first + w,
+                    live,
+                    groups: vec![group],
+                    fences: Vec::new(),
+                    pending: Vec::new(),
+                    polled: Default::default(),
+                }
             })
             .collect();
         Block { generation: 0, first, warps, cluster, device: launch.device }
@@ -93,34 +107,6 @@ impl WarpState {
     pub fn all_or(&self, mask: u32) -> u32 {
         let mask = mask & self.live;
         if mask == self.live { u32::MAX } else { mask }
-    }
-
-    /// These lanes have come through a barrier with those that executed the fences.
-    pub fn pass(&mut self, mask: u32, fences: &[Published]) {
-        for new in fences {
-            let k = &new.knowledge;
-            let known = self.fences.iter_mut().filter(|f| f.1.sc == ScFence::Passed && f.1.knowledge.uid == k.uid);
-            let mut held = false;
-            for old in known {
-                let o = &old.1.knowledge;
-                if (o.mask, o.time) == (k.mask, k.time) && old.1.scope == new.scope {
-                    old.0 |= mask;
-                    held = true;
-                } else if o.time < k.time && o.mask & !k.mask == 0 && old.1.scope <= new.scope {
-                    old.0 &= !mask;
-                }
-            }
-            if !held {
-                self.fences.push((mask, new.clone()));
-            }
-        }
-        self.fences.retain(|f| f.0 != 0);
-    }
-
-    /// The `fence.sc` of these lanes, as they are passed on.
-    pub fn sc_fences(&self, mask: u32) -> impl Iterator<Item = Published> {
-        let concerned = move |f: &&(u32, Published)| f.0 & mask != 0 && f.1.sc != ScFence::No;
-        self.fences.iter().filter(concerned).map(|(_, p)| Published { sc: ScFence::Passed, ..p.clone() })
     }
 
     /// What the lanes of `mask` know at `time`, one for each group that has some of them.
@@ -179,20 +165,58 @@ impl WarpState {
 
     /// Remembers what a strong read has shown.
     pub fn pend(&mut self, new: Pending) {
-        let (k, a) = (&new.knowledge, new.address);
+        let k = &new.knowledge;
         let same = |p: &&mut Pending| {
             let q = &p.knowledge;
-            p.address == a
-                && (p.scope, p.sc_only) == (new.scope, new.sc_only)
+            (p.from, p.level, p.sc_only) == (new.from, new.level, new.sc_only)
                 && (q.uid, q.mask, q.time) == (k.uid, k.mask, k.time)
                 && Arc::ptr_eq(&q.clock, &k.clock)
         };
-        match self.pending.iter_mut().find(same) {
-            Some(p) => p.mask |= new.mask,
-            None => self.pending.push(new),
+        // Lanes of one instruction read the same.
+        if let Some(p) = self.pending.iter_mut().rev().take(PENDING_LOOKED_AT).find(same) {
+            p.mask |= new.mask;
+            return;
         }
+        if self.pending.len() >= PENDING {
+            self.join_pending();
+        }
+        self.pending.push(new);
+    }
+
+    /// Joins what the same fence makes known. An acquire operation on any location then stands for one on the location read:
+    /// nothing is reported for it that should not be.
+    fn join_pending(&mut self) {
+        let mut joined: Vec<((u32, Scope, bool), Clock)> = Vec::new();
+        let mut kept = Vec::new();
+        for p in self.pending.drain(..) {
+            if p.from.is_none() {
+                kept.push(p);
+                continue;
+            }
+            let sort = (p.mask, p.level, p.sc_only);
+            let i = joined.iter().position(|j| j.0 == sort).unwrap_or_else(|| {
+                joined.push((sort, Clock::default()));
+                joined.len() - 1
+            });
+            p.knowledge.add_to(&mut joined[i].1);
+        }
+        self.pending = kept;
+        self.pending.extend(joined.into_iter().map(|((mask, level, sc_only), clock)| Pending {
+            mask,
+            level,
+            sc_only,
+            knowledge: Knowledge::of_clock(Arc::new(clock)),
+            agents: Vec::new(),
+            from: Some(ANYWHERE),
+        }));
     }
 }
+
+/// Entries of [`WarpState::pending`] at which they are joined, and among how many of the latest to look for an equal one.
+const PENDING: usize = 512;
+const PENDING_LOOKED_AT: usize = 16;
+/// Stands for any location in [`Pending::from`].
+pub(super) const ANYWHERE: Place = (0, u64::MAX);
 
 impl Group {
     /// The group as one who accesses memory.

@@ -1,5 +1,4 @@
 //! Tests of the detector: each rule by itself, and random traces against an uncompressed model.
-#![allow(clippy::result_large_err)] // reports are compared by value here
 
 mod asynchronous;
 mod directed;
@@ -21,14 +20,24 @@ pub(super) struct Bench {
     site: u32,
 }
 
-pub(super) type Checked = Result<(), Report>;
-
-pub(super) fn kind(c: Checked) -> Option<RaceKind> {
-    match c {
+pub(super) fn kind(outcome: Outcome) -> Option<RaceKind> {
+    match outcome.map_err(|r| *r) {
         Ok(()) => None,
         Err(Report::Race(r)) => Some(r.kind),
         Err(other) => panic!("{other}"),
     }
+}
+
+/// The race that must have been found.
+pub(super) fn race(outcome: Outcome) -> Race {
+    match outcome.map_err(|r| *r) {
+        Err(Report::Race(r)) => r,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(super) fn misused(outcome: Outcome) -> bool {
+    matches!(outcome.map_err(|r| *r), Err(Report::Misuse(_)))
 }
 
 impl Bench {
@@ -67,25 +76,25 @@ impl Bench {
         base: u64,
         stride: u64,
         size: u32,
-    ) -> Checked {
+    ) -> Outcome {
         self.site += 1;
         let addresses = std::array::from_fn(|lane| base + stride * lane as u64);
         let access =
             Access { space, kind, sem, mask, addresses: &addresses, size, element: size.min(16), site: self.site, agree: None };
-        self.d.access(warp, &access).map_err(|r| *r)
+        self.d.access(warp, &access)
     }
 
     /// Each lane its own 4-byte word, in a row from `base`.
-    pub fn read(&mut self, warp: Warp, mask: u32, space: Space, base: u64) -> Checked {
+    pub fn read(&mut self, warp: Warp, mask: u32, space: Space, base: u64) -> Outcome {
         self.strided(warp, mask, AccessKind::Read, Sem::WEAK, space, base, 4, 4)
     }
 
-    pub fn write(&mut self, warp: Warp, mask: u32, space: Space, base: u64) -> Checked {
+    pub fn write(&mut self, warp: Warp, mask: u32, space: Space, base: u64) -> Outcome {
         self.strided(warp, mask, AccessKind::Write, Sem::WEAK, space, base, 4, 4)
     }
 
     /// One lane, one word of global memory.
-    pub fn one(&mut self, warp: Warp, lane: u32, kind: AccessKind, sem: Sem, address: u64) -> Checked {
+    pub fn one(&mut self, warp: Warp, lane: u32, kind: AccessKind, sem: Sem, address: u64) -> Outcome {
         self.strided(warp, 1 << lane, kind, sem, Space::Global, address, 0, 4)
     }
 
