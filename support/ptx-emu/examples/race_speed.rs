@@ -123,8 +123,8 @@ fn main() -> Outcome {
     })?;
     let mut t = Bench::new(1, 256)?;
     let s = Space::Shared(t.blocks[0]);
-    time("a lane, one word read by all lanes of all 8 warps, again and again", ROUNDS * 8 * 32, || {
-        for _ in 0..ROUNDS {
+    time("a lane, one word read by all lanes of all 8 warps, again and again", 50 * ROUNDS * 8 * 32, || {
+        for _ in 0..50 * ROUNDS {
             for w in 0..8 {
                 t.access(t.warp(0, w), Read, weak, s, &[64; 32], 4)?;
             }

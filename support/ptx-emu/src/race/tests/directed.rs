@@ -371,3 +371,37 @@ fn times_are_counted_not_wrapped() {
     assert!(matches!(*d.launch_begin(0, 1, 0, &[]).unwrap_err(), Report::Misuse(_)));
     assert!(matches!(*d.launch_begin(0, 1, 1025, &[]).unwrap_err(), Report::Misuse(_)));
 }
+
+#[test]
+fn lanes_that_read_one_after_the_other_are_all_remembered() {
+    for culprit in 0..6u32 {
+        let mut t = Bench::new(1, 64);
+        let (a, s) = (t.warp(0, 0), t.shared(0));
+        for lane in 0..6 {
+            t.strided(a, 1 << lane, AccessKind::Read, Sem::WEAK, s, 8, 0, 4).unwrap();
+        }
+        t.d.warp_barrier(a, 0x3f & !(1 << culprit)).unwrap();
+        let writer = (culprit + 1) % 6;
+        let race = race(t.strided(a, 1 << writer, AccessKind::Write, Sem::WEAK, s, 8, 0, 4));
+        assert!(matches!(race.first.actor, Actor::Thread { lane, .. } if lane == culprit), "{race:?}");
+    }
+}
+
+#[test]
+fn a_broadcast_read_is_checked_for_each_lane() {
+    // With other warps' reads on the list, and without.
+    for others in [0, 2] {
+        let mut t = Bench::new(1, 96);
+        let (a, s) = (t.warp(0, 0), t.shared(0));
+        t.strided(a, 1, AccessKind::Write, Sem::WEAK, s, 8, 0, 4).unwrap();
+        let mut var = SyncVar::new();
+        t.d.release(a, 1, &mut var).unwrap();
+        for w in 1..=others {
+            t.d.acquire(t.warp(0, w), ALL, &mut var).unwrap();
+            t.strided(t.warp(0, w), ALL, AccessKind::Read, Sem::WEAK, s, 8, 0, 4).unwrap();
+        }
+        t.strided(a, 1, AccessKind::Read, Sem::WEAK, s, 8, 0, 4).unwrap();
+        let race = race(t.strided(a, 0xf, AccessKind::Read, Sem::WEAK, s, 8, 0, 4));
+        assert!(matches!(race.second.actor, Actor::Thread { warp: 0, lane: 1, .. }), "{race:?}");
+    }
+}

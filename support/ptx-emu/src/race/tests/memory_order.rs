@@ -394,3 +394,27 @@ fn fences_before_a_barrier_order_by_the_order_of_sc_fences() {
     t.one(c, 0, Read, sem(Acquire, Gpu), FLAG).unwrap();
     assert_eq!(kind(t.one(c, 0, Read, Sem::WEAK, DATA)), Some(RaceKind::Unordered));
 }
+
+#[test]
+fn atomics_of_blocks_need_a_scope_that_has_both() {
+    for (first, second, expected) in
+        [(Cta, Cta, Some(RaceKind::InsufficientScope)), (Gpu, Cta, Some(RaceKind::InsufficientScope)), (Gpu, Gpu, None)]
+    {
+        let (mut t, a, b, c) = three();
+        // Lanes of one block may.
+        t.one(a, 0, ReadWrite, sem(Relaxed, first), FLAG).unwrap();
+        t.one(a, 1, ReadWrite, sem(Relaxed, first), FLAG).unwrap();
+        assert_eq!(kind(t.one(b, 0, ReadWrite, sem(Relaxed, second), FLAG)), expected);
+        let far = t.one(c, 0, ReadWrite, sem(Relaxed, Gpu), FLAG);
+        assert_eq!(kind(far), Some(RaceKind::InsufficientScope));
+    }
+}
+
+#[test]
+fn a_reader_comes_after_the_lane_whose_value_it_read_only() {
+    let (mut t, a, b, _) = three();
+    t.strided(a, 3, Write, sem(Relaxed, Gpu), Space::Global, FLAG, 0, 4).unwrap();
+    t.one(b, 0, Read, sem(Relaxed, Gpu), FLAG).unwrap();
+    let race = race(t.one(b, 0, Read, Sem::WEAK, FLAG));
+    assert!(matches!(race.first.actor, Actor::Thread { lane: 0, .. }), "{race:?}");
+}
