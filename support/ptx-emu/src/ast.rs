@@ -88,6 +88,48 @@ pub enum Type {
     SurfRef,
 }
 
+impl Type {
+    /// The type of a variable by its name without the dot. Formats that only instructions know (`.bf16`, `.tf32`, `.e4m3x2`; section
+    /// 5.2.3) are none.
+    pub fn of_variable(word: &str) -> Option<Type> {
+        Some(match word {
+            "b8" => Type::B8,
+            "b16" => Type::B16,
+            "b32" => Type::B32,
+            "b64" => Type::B64,
+            "b128" => Type::B128,
+            "u8" => Type::U8,
+            "u16" => Type::U16,
+            "u32" => Type::U32,
+            "u64" => Type::U64,
+            "s8" => Type::S8,
+            "s16" => Type::S16,
+            "s32" => Type::S32,
+            "s64" => Type::S64,
+            "f16" => Type::F16,
+            "f16x2" => Type::F16x2,
+            "f32" => Type::F32,
+            "f64" => Type::F64,
+            "pred" => Type::Pred,
+            "texref" => Type::TexRef,
+            "samplerref" => Type::SamplerRef,
+            "surfref" => Type::SurfRef,
+            _ => return None,
+        })
+    }
+
+    /// Size in bytes; a predicate counts as one, an opaque handle as eight.
+    pub fn bytes(self) -> u32 {
+        match self {
+            Type::B8 | Type::U8 | Type::S8 | Type::Pred => 1,
+            Type::B16 | Type::U16 | Type::S16 | Type::F16 | Type::Bf16 | Type::E4m3x2 | Type::E5m2x2 => 2,
+            Type::B32 | Type::U32 | Type::S32 | Type::F32 | Type::F16x2 | Type::Bf16x2 | Type::Tf32 => 4,
+            Type::B64 | Type::U64 | Type::S64 | Type::F64 | Type::TexRef | Type::SamplerRef | Type::SurfRef => 8,
+            Type::B128 => 16,
+        }
+    }
+}
+
 /// A variable, parameter or register declaration.
 #[derive(Debug, Clone)]
 pub struct Variable {

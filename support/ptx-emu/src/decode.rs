@@ -62,17 +62,8 @@ pub struct Decoder<'a> {
     texts: HashMap<String, Arc<str>>,
 }
 
-/// Bytes of one element.
-pub fn bytes_of(ty: Type) -> u32 {
-    match ty {
-        Type::TexRef | Type::SamplerRef | Type::SurfRef => 8,
-        Type::Pred => 1,
-        other => Width::of(other).map_or(8, |w| w.bits() / 8),
-    }
-}
-
 fn size_of(variable: &ast::Variable) -> Result<u64> {
-    let mut size = u64::from(bytes_of(variable.ty)) * u64::from(variable.vector.max(1));
+    let mut size = u64::from(variable.ty.bytes()) * u64::from(variable.vector.max(1));
     for &dim in &variable.dims {
         size = size
             .checked_mul(dim)
@@ -177,7 +168,7 @@ fn layout(variables: &[ast::Variable], end: &mut u64) -> Result<Vec<Param>> {
 
 fn symbol(variable: &ast::Variable) -> Result<Symbol> {
     let mut size = size_of(variable)?;
-    let element = bytes_of(variable.ty) as usize;
+    let element = variable.ty.bytes() as usize;
     let mut init = vec![];
     for value in &variable.init {
         let bits = match value {
@@ -215,7 +206,7 @@ fn relocate(
     globals: &HashMap<String, u32>,
     functions: &HashMap<String, u32>,
 ) -> Result<()> {
-    let element = bytes_of(variable.ty);
+    let element = variable.ty.bytes();
     for (i, value) in variable.init.iter().enumerate() {
         let Init::Address { name, offset, .. } = value else { continue };
         let target = match (globals.get(name), functions.get(name)) {

@@ -6,7 +6,7 @@ use super::place::{self, Note, Place, Pointers, Shape};
 use super::rmw::{self, Function};
 use crate::ast::{Instruction, Operand, Space, Type};
 use crate::cx::{Cx, Step};
-use crate::decode::{Decoder, Result, bytes_of};
+use crate::decode::{Decoder, Result};
 use crate::fault::Exec;
 use crate::isa::{Addr, Reg, Src};
 use crate::memory::Word;
@@ -80,7 +80,7 @@ pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<At
     if !matches!(space, MemSpace::Generic | MemSpace::Global | MemSpace::SharedCta | MemSpace::SharedCluster) {
         return Err(decoder.unknown(instruction));
     }
-    let element = bytes_of(modifiers.ty);
+    let element = modifiers.ty.bytes();
     Ok(Atomic {
         space,
         addr,

@@ -4,7 +4,7 @@ use super::modifiers::{Family, MemSpace, Modifiers};
 use super::place::{self, Locate, Note, Place, Shape, with_bytes};
 use crate::ast::{Instruction, Operand, Space};
 use crate::cx::{Cx, Step};
-use crate::decode::{Decoder, Result, bytes_of};
+use crate::decode::{Decoder, Result};
 use crate::fault::Exec;
 use crate::isa::{Addr, Reg, Src, Width};
 use crate::machine::Launch;
@@ -30,7 +30,7 @@ pub struct Load {
 
 /// Whether a vector of elements is one that the instruction takes: at most 16 bytes.
 pub fn check_vector(decoder: &Decoder<'_>, instruction: &Instruction, modifiers: &Modifiers, operand: &Operand) -> Result<()> {
-    let bytes = modifiers.vector * bytes_of(modifiers.ty);
+    let bytes = modifiers.vector * modifiers.ty.bytes();
     if bytes > 16 {
         // 32 bytes are for sm_100.
         return Err(decoder.unknown(instruction));
@@ -80,7 +80,7 @@ pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<Lo
     if defines {
         decoder.defines();
     }
-    let element = bytes_of(modifiers.ty);
+    let element = modifiers.ty.bytes();
     use crate::ast::Type::{S8, S16, S32, S64};
     Ok(Load {
         space,

@@ -35,26 +35,10 @@ pub fn scope(part: &str) -> Option<Scope> {
     })
 }
 
-/// The types of `ld` and `st`.
+/// The types of `ld` and `st`: those of variables, without 16-bit floats, predicates and handles.
 fn data_type(part: &str) -> Option<Type> {
-    Some(match part {
-        "b8" => Type::B8,
-        "b16" => Type::B16,
-        "b32" => Type::B32,
-        "b64" => Type::B64,
-        "b128" => Type::B128,
-        "u8" => Type::U8,
-        "u16" => Type::U16,
-        "u32" => Type::U32,
-        "u64" => Type::U64,
-        "s8" => Type::S8,
-        "s16" => Type::S16,
-        "s32" => Type::S32,
-        "s64" => Type::S64,
-        "f32" => Type::F32,
-        "f64" => Type::F64,
-        _ => return None,
-    })
+    use Type::{F16, F16x2, Pred, SamplerRef, SurfRef, TexRef};
+    Type::of_variable(part).filter(|ty| !matches!(ty, F16 | F16x2 | Pred | TexRef | SamplerRef | SurfRef))
 }
 
 /// The types of `atom` and `red`.

@@ -5,7 +5,7 @@ use super::modifiers::{Family, MemSpace, Modifiers};
 use super::place::{self, Locate, Note, Place, Shape, with_bytes};
 use crate::ast::{Instruction, Operand};
 use crate::cx::{Cx, Step};
-use crate::decode::{Decoder, Result, bytes_of};
+use crate::decode::{Decoder, Result};
 use crate::fault::{Exec, Fault};
 use crate::isa::{Addr, Reg, Src};
 use crate::memory::Word;
@@ -54,7 +54,7 @@ pub fn decode(decoder: &mut Decoder<'_>, instruction: &Instruction) -> Result<St
     if checks && !registers.iter().any(|reg| addr.base == Src::Reg(*reg)) {
         decoder.not_read(&registers);
     }
-    let element = bytes_of(modifiers.ty);
+    let element = modifiers.ty.bytes();
     Ok(Store {
         space,
         addr,

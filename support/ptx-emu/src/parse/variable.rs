@@ -23,46 +23,6 @@ struct Level {
     whole: bool,
 }
 
-/// The type of a variable by its name without the dot. Formats that only instructions know (`.bf16`, `.tf32`, `.e4m3x2`; section
-/// 5.2.3) are none.
-fn type_of(word: &str) -> Option<Type> {
-    Some(match word {
-        "b8" => Type::B8,
-        "b16" => Type::B16,
-        "b32" => Type::B32,
-        "b64" => Type::B64,
-        "b128" => Type::B128,
-        "u8" => Type::U8,
-        "u16" => Type::U16,
-        "u32" => Type::U32,
-        "u64" => Type::U64,
-        "s8" => Type::S8,
-        "s16" => Type::S16,
-        "s32" => Type::S32,
-        "s64" => Type::S64,
-        "f16" => Type::F16,
-        "f16x2" => Type::F16x2,
-        "f32" => Type::F32,
-        "f64" => Type::F64,
-        "pred" => Type::Pred,
-        "texref" => Type::TexRef,
-        "samplerref" => Type::SamplerRef,
-        "surfref" => Type::SurfRef,
-        _ => return None,
-    })
-}
-
-/// Size in bytes; a predicate counts as one, an opaque handle as eight.
-fn size_of(ty: Type) -> u32 {
-    match ty {
-        Type::B8 | Type::U8 | Type::S8 | Type::Pred => 1,
-        Type::B16 | Type::U16 | Type::S16 | Type::F16 | Type::Bf16 | Type::E4m3x2 | Type::E5m2x2 => 2,
-        Type::B32 | Type::U32 | Type::S32 | Type::F32 | Type::F16x2 | Type::Bf16x2 | Type::Tf32 => 4,
-        Type::B64 | Type::U64 | Type::S64 | Type::F64 | Type::TexRef | Type::SamplerRef | Type::SurfRef => 8,
-        Type::B128 => 16,
-    }
-}
-
 /// A space by its directive without the dot.
 fn space_of(word: &str) -> Option<Space> {
     Some(match word {
@@ -180,7 +140,7 @@ impl Parser<'_> {
         let Some(word) = self.dot() else {
             return self.expected("a type");
         };
-        let Some(ty) = type_of(word) else {
+        let Some(ty) = Type::of_variable(word) else {
             return Err(error(at, format!("{} is no type that a variable can have", self.found())));
         };
         self.bump()?;
@@ -201,7 +161,7 @@ impl Parser<'_> {
         if matches!(ty, Type::TexRef | Type::SamplerRef | Type::SurfRef) && !matches!(space, Space::Global | Space::Param) {
             return Err(error(at, format!("`.{word}` is in `.global` or a parameter of a kernel")));
         }
-        let natural = size_of(ty) * vector;
+        let natural = ty.bytes() * vector;
         if vector > 1 && (natural > 16 || ty == Type::Pred || space == Space::Param) {
             return Err(error(at, "a vector is at most 128 bits, not of predicates, and no parameter"));
         }
@@ -276,7 +236,7 @@ impl Parser<'_> {
 
     /// `[4][3]`, `[]`
     fn dimensions(&mut self, variable: &mut Variable) -> Result<()> {
-        let mut bytes = u64::from(size_of(variable.ty)) * u64::from(variable.vector);
+        let mut bytes = u64::from(variable.ty.bytes()) * u64::from(variable.vector);
         while self.is(b'[') {
             let at = self.bump()?.span;
             let first = variable.dims.is_empty();
