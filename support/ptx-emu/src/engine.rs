@@ -150,7 +150,7 @@ impl Engine {
         };
         for id in state.ended.drain(..) {
             if let Some(&launch) = detector.launches.get(&id) {
-                detector.race.launch_end(launch).map_err(|e| plain(*Fault::from_race(e), self.seed))?;
+                detector.race.launch_end(launch).map_err(|e| plain(e, self.seed))?;
             }
         }
         Ok(())
@@ -160,7 +160,7 @@ impl Engine {
     fn host_sync(&mut self, state: &mut State) -> Result<(), Report> {
         self.tell_ended(state)?;
         if let Some(detector) = &mut self.detector {
-            detector.race.host_sync().map_err(|e| plain(*Fault::from_race(e), self.seed))?;
+            detector.race.host_sync().map_err(|e| plain(e, self.seed))?;
             detector.launches.clear();
             detector.started.clear();
         }
@@ -195,7 +195,7 @@ impl Engine {
                     let linear: Vec<u64> = indices.iter().map(|&index| ravel(index, launch.grid)).collect();
                     detector.race.cluster_begin(id, &linear)
                 })();
-                begun.map_err(|e| plain(*Fault::from_race(e), self.seed))?.into_iter().map(Some).collect()
+                begun.map_err(|e| plain(e, self.seed))?.into_iter().map(Some).collect()
             }
         };
         let track = env.config.checks.uninitialized;
@@ -384,7 +384,7 @@ impl Engine {
         if let Some(detector) = &mut self.detector {
             for block in &cluster.blocks {
                 if let Some(race) = block.race {
-                    detector.race.block_end(race).map_err(|e| plain(*Fault::from_race(e), self.seed))?;
+                    detector.race.block_end(race).map_err(|e| plain(e, self.seed))?;
                 }
             }
         }
@@ -615,7 +615,9 @@ fn thread_of(launch: &Launch, block: [u32; 3], warp: &Warp, lane: usize) -> Thre
     ThreadId { device: launch.device, block, thread: std::array::from_fn(|i| warp.tid[i][lane]) }
 }
 
-fn plain(fault: Fault, seed: u64) -> Report {
+/// What the race detector says of a call that is no access: it is used up, or misused.
+fn plain(found: Box<race::Report>, seed: u64) -> Report {
+    let fault: Box<Fault> = found.into();
     Finding { kind: fault.kind, site: None, thread: None, message: fault.message, details: vec![], seed }.into()
 }
 

@@ -27,11 +27,6 @@ impl Fault {
         Box::new(Fault { kind, lane: None, message: message.into(), other: None, race: None, site: None, thread: None })
     }
 
-    /// What the race detector found.
-    pub fn from_race(report: Box<crate::race::Report>) -> Box<Fault> {
-        report.into()
-    }
-
     /// Of one lane.
     pub fn at(kind: Kind, lane: usize, message: impl Into<String>) -> Box<Fault> {
         Box::new(Fault { kind, lane: Some(lane), message: message.into(), other: None, race: None, site: None, thread: None })

@@ -318,13 +318,9 @@ fn after(warp: &mut Warp, instr: &Instr, mask: Mask) {
 /// The executing lanes of the current group wait at this instruction; the others, whose guard is off, go on.
 fn wait_here(warp: &mut Warp, mask: Mask, wait: Wait) {
     let group = &mut warp.groups[warp.current];
-    let rest = group.mask & !mask;
-    group.mask = mask;
+    let (rest, next) = (group.mask & !mask, group.pc + 1);
     group.wait = Some(wait);
-    if rest != 0 {
-        let others = Group { mask: rest, pc: group.pc + 1, frames: group.frames.clone(), wait: None };
-        warp.groups.push(others);
-    }
+    part(warp, rest, next);
     if matches!(wait, Wait::Converge(_)) {
         meet(warp);
     }
@@ -428,8 +424,11 @@ fn transfer(warp: &mut Warp, around: &mut Surroundings<'_>, launch: &Launch, con
     Ok(true)
 }
 
-/// The lanes of `mask` leave the current group for `target`.
+/// The lanes of `mask`, if any, leave the current group for `target`.
 fn part(warp: &mut Warp, mask: Mask, target: u32) {
+    if mask == 0 {
+        return;
+    }
     let group = &mut warp.groups[warp.current];
     group.mask &= !mask;
     let others = Group { mask, pc: target, frames: group.frames.clone(), wait: None };
@@ -480,13 +479,9 @@ fn call(
             // do: groups at one place are merged again before they run.)
             let same = lanes(mask).filter(|&i| handles[i] == handles[lane]).fold(0, |m: Mask, i| m | 1 << i);
             let others = mask & !same;
-            if others != 0 {
-                let group = &mut warp.groups[warp.current];
-                group.mask &= !others;
-                let (pc, frames) = (group.pc, group.frames.clone());
-                warp.groups.push(Group { mask: others, pc, frames, wait: None });
-                mask = same;
-            }
+            let pc = warp.groups[warp.current].pc;
+            part(warp, others, pc);
+            mask = same;
             let id = handles[lane].wrapping_sub(FUNCTION_HANDLES);
             if id >= launch.program.functions.len() as u64 {
                 return Err(Fault::at(Kind::IllegalOperand, lane, format!("call of {:#x}, which is no function", handles[lane])));
@@ -501,13 +496,9 @@ fn call(
     if function.params.len() != args.len() || function.returns.len() != returns.len() {
         return Err(Fault::new(Kind::IllegalOperand, format!("call of {} with another signature", function.name)));
     }
-    let all = warp.groups[warp.current].mask;
-    if mask != all {
-        let group = &mut warp.groups[warp.current];
-        let others = Group { mask: all & !mask, pc: group.pc + 1, frames: group.frames.clone(), wait: None };
-        group.mask = mask;
-        warp.groups.push(others);
-    }
+    let group = &warp.groups[warp.current];
+    let (rest, next) = (group.mask & !mask, group.pc + 1);
+    part(warp, rest, next);
     let caller = *warp.groups[warp.current].frames.last().expect("a group has an activation");
     if warp.groups[warp.current].frames.len() >= DEEPEST_CALL {
         return Err(Fault::new(Kind::Unsupported, format!("calls nested more than {DEEPEST_CALL} deep")));
@@ -607,13 +598,8 @@ fn leave(warp: &mut Warp, around: &mut Surroundings<'_>, mask: Mask) -> Exec {
     if group.frames.len() == 1 {
         return exit(warp, around, mask);
     }
-    let all = group.mask;
-    if mask != all {
-        let group = &mut warp.groups[warp.current];
-        let others = Group { mask: all & !mask, pc: group.pc + 1, frames: group.frames.clone(), wait: None };
-        group.mask = mask;
-        warp.groups.push(others);
-    }
+    let (rest, next) = (group.mask & !mask, group.pc + 1);
+    part(warp, rest, next);
     let launch = Arc::clone(&around.cluster.launch);
     let Some(frame) = warp.groups[warp.current].frames.pop() else { return Ok(()) };
     let caller = *warp.groups[warp.current].frames.last().expect("the caller");

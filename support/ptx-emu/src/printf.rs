@@ -25,6 +25,7 @@ pub fn c_string(cx: &mut Cx<'_>, lane: usize, address: u64) -> Exec<String> {
 }
 
 /// A conversion of a format.
+#[derive(Default)]
 struct Conversion {
     minus: bool,
     plus: bool,
@@ -66,17 +67,7 @@ pub fn format(cx: &mut Cx<'_>, lane: usize, format: u64, list: u64) -> Exec<Stri
             out.push(c);
             continue;
         }
-        let mut conversion = Conversion {
-            minus: false,
-            plus: false,
-            space: false,
-            alternate: false,
-            zero: false,
-            width: None,
-            precision: None,
-            long: false,
-            kind: '%',
-        };
+        let mut conversion = Conversion::default();
         while let Some(&flag) = rest.peek() {
             match flag {
                 '-' => conversion.minus = true,
@@ -250,17 +241,7 @@ mod tests {
     use super::Conversion;
 
     fn conversion(kind: char) -> Conversion {
-        Conversion {
-            minus: false,
-            plus: false,
-            space: false,
-            alternate: false,
-            zero: false,
-            width: None,
-            precision: None,
-            long: false,
-            kind,
-        }
+        Conversion { kind, ..Conversion::default() }
     }
 
     #[test]
