@@ -31,6 +31,10 @@ pub enum Error {
         /// The combination.
         what: String,
     },
+    /// What the GPU, or what stands in for it, refused or reported.
+    #[cfg(feature = "gpu")]
+    #[error(transparent)]
+    Gpu(#[from] v3_gpu::Error),
     /// Ranks could not exchange something: another rank failed, or they disagree.
     #[error(transparent)]
     Ranks(#[from] v3_ranks::Error),

@@ -82,6 +82,8 @@ pub mod balance;
 mod combine;
 mod dispatch;
 pub mod error;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod layout;
 pub mod placement;
 pub mod plan;
