@@ -49,10 +49,13 @@ pub fn bubble(kind: Kind, ranks: usize, micro_batches: usize, costs: &Costs) -> 
 /// where the formula holds. See the text of this module for why they hold.
 ///
 /// # Errors
-/// Costs that [`Costs::check`] refuses.
+/// Costs that [`Costs::check`] refuses; a [`Kind::Custom`] schedule, for which there is no formula.
 pub fn bubble_bounds(schedule: &Schedule, costs: &Costs) -> crate::Result<(f64, f64)> {
     costs.check()?;
     let (kind, ranks) = (schedule.kind(), schedule.ranks());
+    if let Kind::Custom(_) = kind {
+        kind.check(ranks, schedule.micro_batches())?;
+    }
     let busy = least_busy(schedule, costs);
     let raised = raise(kind, costs);
     let lowered = lower(kind, costs);
@@ -71,7 +74,7 @@ pub fn bubble_bounds(schedule: &Schedule, costs: &Costs) -> crate::Result<(f64, 
 /// The fewest micro-batches for which the formula holds.
 fn enough(kind: Kind, ranks: usize) -> usize {
     match kind {
-        Kind::GPipe | Kind::OneFOneB => 1,
+        Kind::GPipe | Kind::OneFOneB | Kind::Custom(_) => 1,
         Kind::ZbH1 => ranks,
         Kind::ZbV => 2 * ranks - 1,
         Kind::DualPipe | Kind::DualPipeV => 2 * ranks,
@@ -87,6 +90,8 @@ fn value(kind: Kind, ranks: usize, costs: &Costs) -> f64 {
         Kind::ZbV => (ranks as f64 - 1.0) * i.max(2.0 * (i - w)),
         Kind::DualPipe => (ranks as f64 / 2.0 - 1.0) * (fb + f - 2.0 * w),
         Kind::DualPipeV => (ranks as f64 - 1.0) * (fb + f - 2.0 * w),
+        // No formula: `bubble` and `bubble_bounds` do not come here with it.
+        Kind::Custom(_) => f64::NAN,
     }
 }
 
@@ -95,6 +100,7 @@ fn in_domain(kind: Kind, costs: &Costs) -> bool {
     let i = costs.i();
     match kind {
         Kind::GPipe | Kind::OneFOneB => true,
+        Kind::Custom(_) => false,
         Kind::ZbH1 => w <= f && w <= i,
         Kind::ZbV => f <= i && w <= i,
         Kind::DualPipe | Kind::DualPipeV => w <= i && i <= f && f.max(b) <= fb && fb <= f + b,
@@ -108,7 +114,7 @@ fn raise(kind: Kind, costs: &Costs) -> Costs {
     let w = costs.w;
     let mut fb = costs.fb + costs.p2p;
     match kind {
-        Kind::GPipe | Kind::OneFOneB => {}
+        Kind::GPipe | Kind::OneFOneB | Kind::Custom(_) => {}
         Kind::ZbH1 => {
             f = f.max(w);
             i = i.max(w);
@@ -128,7 +134,7 @@ fn raise(kind: Kind, costs: &Costs) -> Costs {
 fn lower(kind: Kind, costs: &Costs) -> Costs {
     let (mut f, mut i, mut w, mut fb) = (costs.f, costs.i(), costs.w, costs.fb);
     match kind {
-        Kind::GPipe | Kind::OneFOneB => {}
+        Kind::GPipe | Kind::OneFOneB | Kind::Custom(_) => {}
         Kind::ZbH1 => w = w.min(f).min(i),
         Kind::ZbV => {
             w = w.min(i);

@@ -23,10 +23,13 @@ pub enum Kind {
     DualPipe,
     /// `dualpipev`: DualPipe cut in half; the two directions are the two halves of a V.
     DualPipeV,
+    /// `custom`, `custom-v`, `custom-bidirectional`: lists of actions that no generator made (found by a search, or read from
+    /// elsewhere), with the stages placed so.
+    Custom(Placement),
 }
 
 impl Kind {
-    /// All schedules, oldest first.
+    /// All schedules that have a generator, oldest first.
     pub const ALL: [Kind; 6] = [Kind::GPipe, Kind::OneFOneB, Kind::ZbH1, Kind::ZbV, Kind::DualPipe, Kind::DualPipeV];
 
     /// The name on the command line and in JSON.
@@ -38,6 +41,9 @@ impl Kind {
             Kind::ZbV => "zb-v",
             Kind::DualPipe => "dualpipe",
             Kind::DualPipeV => "dualpipev",
+            Kind::Custom(Placement::Line) => "custom",
+            Kind::Custom(Placement::V) => "custom-v",
+            Kind::Custom(Placement::Bidirectional) => "custom-bidirectional",
         }
     }
 
@@ -47,13 +53,14 @@ impl Kind {
             Kind::GPipe | Kind::OneFOneB | Kind::ZbH1 => Placement::Line,
             Kind::DualPipe => Placement::Bidirectional,
             Kind::ZbV | Kind::DualPipeV => Placement::V,
+            Kind::Custom(placement) => placement,
         }
     }
 
     /// The fewest micro-batches this schedule takes on `ranks` ranks.
     pub fn min_micro_batches(self, ranks: usize) -> usize {
         match self {
-            Kind::GPipe | Kind::OneFOneB | Kind::ZbH1 | Kind::ZbV => 1,
+            Kind::GPipe | Kind::OneFOneB | Kind::ZbH1 | Kind::ZbV | Kind::Custom(_) => 1,
             Kind::DualPipe | Kind::DualPipeV => ranks.saturating_mul(2),
         }
     }
@@ -61,8 +68,12 @@ impl Kind {
     /// Checks that this schedule can be made for `ranks` ranks and `micro_batches` micro-batches.
     ///
     /// Every kind needs at least one rank; DualPipe needs an even number of ranks and of micro-batches; DualPipe and
-    /// DualPipeV need at least `2 * ranks` micro-batches, the others at least one.
+    /// DualPipeV need at least `2 * ranks` micro-batches, the others at least one. A custom schedule cannot be made from
+    /// its name.
     pub fn check(self, ranks: usize, micro_batches: usize) -> Result<()> {
+        if let Kind::Custom(_) = self {
+            return Err(Error::UnknownKind { expected: Kind::ALL.map(Kind::name).join(", "), got: self.name().into() });
+        }
         self.placement_fits(ranks, micro_batches)?;
         let least = self.min_micro_batches(ranks);
         if micro_batches < least {
@@ -108,15 +119,17 @@ impl FromStr for Kind {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Kind> {
+        let custom = [Placement::Line, Placement::V, Placement::Bidirectional].map(Kind::Custom);
         Kind::ALL
             .into_iter()
+            .chain(custom)
             .find(|kind| kind.name() == text)
             .ok_or_else(|| Error::UnknownKind { expected: Kind::ALL.map(Kind::name).join(", "), got: text.into() })
     }
 }
 
 /// Which stages a rank holds, and which micro-batches visit them in which direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Placement {
     /// As many stages as ranks; rank `r` holds stage `r`. One direction.
     Line,
