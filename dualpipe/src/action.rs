@@ -49,7 +49,7 @@ impl ActionKind {
 pub struct Action {
     /// What is done.
     pub kind: ActionKind,
-    /// 0, or 1 where a rank holds two stages.
+    /// Which of the rank's stages: 0 where it holds one.
     pub direction: u8,
     /// The micro-batch, counted within the direction.
     pub chunk: usize,

@@ -1,13 +1,19 @@
 //! Runs a schedule on a model.
 
-use std::collections::HashMap;
+mod chunks;
+mod mail;
+
 use std::sync::OnceLock;
 use std::time::Instant;
 
 use v3_ranks::Comm;
 
-use crate::action::{Action, ActionKind, Step};
+use chunks::Chunks;
+use mail::Mail;
+
+use crate::action::{ActionKind, Step};
 use crate::error::{Error, Result};
+use crate::overlap::{Overlap, StageComponents};
 use crate::schedule::Schedule;
 use crate::timeline::{Span, Timeline};
 
@@ -49,6 +55,12 @@ pub trait Stage {
         let gradient = self.backward_input(backward.stage, backward.micro_batch, backward.input)?;
         outbox.gradient(gradient);
         self.backward_weight(backward.stage, backward.micro_batch)
+    }
+
+    /// The same model run component by component, which [`execute_with`] then does instead of calling the methods above. As
+    /// given, not offered.
+    fn by_components(&mut self) -> Option<&mut dyn StageComponents<Error = Self::Error>> {
+        None
     }
 }
 
@@ -109,6 +121,14 @@ pub enum ExecuteError<E> {
         /// What this one did.
         got: &'static str,
     },
+    /// The components that the model offers cannot be arranged.
+    #[error("{step}: {source}")]
+    Arrangement {
+        /// The step.
+        step: Step,
+        /// What is wrong with them, or which arrangement is missing.
+        source: Error,
+    },
     /// A message could not be sent or received; when another rank failed, this says why.
     #[error("{step}: {source}")]
     Comm {
@@ -133,18 +153,22 @@ fn now() -> f64 {
     ORIGIN.get_or_init(Instant::now).elapsed().as_secs_f64()
 }
 
-/// Runs this rank's part of `schedule` on `model`. Every rank of `comm`, which has as many as the schedule, calls it with the
-/// same schedule and `step_id`; rank `r` of the group plays rank `r`.
-///
-/// - A result is sent as soon as it exists (`B` sends its gradient before it begins with the weights), and received when the
-///   step that needs it is next. A result for a stage on the same rank is handed over in place.
-/// - `B` is `backward_input`, then `backward_weight`; `I` and `W` are one of them; a pair is `forward_backward`.
-/// - Messages carry tags with the highest bit set, distinct within one `step_id`; give the pipeline a group of its own, or keep
-///   your own tags below.
-/// - The first error ends this rank's part; whoever runs the ranks ends the others ([`v3_ranks::run_threads`] does).
-///
-/// Returns one [`Span`] a step, in seconds of a clock that all ranks of this process share: `start` to `end` is the work, `wait`
-/// the time spent receiving before. [`Timeline::measured`] puts those of all ranks together, [`gather`] exchanges them first.
+/// How [`execute_with`] runs a schedule.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct ExecuteOptions {
+    /// The order of components, where the model offers them.
+    pub overlap: Overlap,
+}
+
+impl ExecuteOptions {
+    /// Options with this order of components.
+    pub fn new(overlap: Overlap) -> ExecuteOptions {
+        ExecuteOptions { overlap }
+    }
+}
+
+/// [`execute_with`] the default options: where the model offers components, they run one after another.
 ///
 /// # Errors
 /// See [`ExecuteError`].
@@ -154,44 +178,81 @@ pub fn execute<S: Stage>(
     model: &mut S,
     step_id: u64,
 ) -> Result<Vec<Span>, ExecuteError<S::Error>> {
+    execute_with(schedule, comm, model, step_id, &ExecuteOptions::default())
+}
+
+/// Runs this rank's part of `schedule` on `model`. Every rank of `comm`, which has as many as the schedule, calls it with the
+/// same schedule, `step_id` and options; rank `r` of the group plays rank `r`.
+///
+/// - A result is sent as soon as it exists (`B` sends its gradient before it begins with the weights), and received when the
+///   step that needs it is next. A result for a stage on the same rank is handed over in place.
+/// - `B` is `backward_input`, then `backward_weight`; `I` and `W` are one of them; a pair is `forward_backward`.
+/// - Where the model offers components ([`Stage::by_components`]), a step runs those instead, in the order of
+///   [`ExecuteOptions::overlap`]: an input is received just before the first component of its half, a result leaves when the
+///   last component that is not for weights is done, and weights that `I` put off may fill the waits of the steps before their
+///   `W`.
+/// - Messages carry tags with the highest bit set, distinct within one `step_id`; give the pipeline a group of its own, or keep
+///   your own tags below.
+/// - The first error ends this rank's part; whoever runs the ranks ends the others ([`v3_ranks::run_threads`] does).
+///
+/// Returns one [`Span`] a step, in seconds of a clock that all ranks of this process share: `start` to `end` is the work, `wait`
+/// the time spent receiving before. [`Timeline::measured`] puts those of all ranks together, [`gather`] exchanges them first.
+///
+/// # Errors
+/// See [`ExecuteError`].
+pub fn execute_with<S: Stage>(
+    schedule: &Schedule,
+    comm: &Comm,
+    model: &mut S,
+    step_id: u64,
+    options: &ExecuteOptions,
+) -> Result<Vec<Span>, ExecuteError<S::Error>> {
     if comm.size() != schedule.ranks() {
         return Err(ExecuteError::Ranks { expected: schedule.ranks(), got: comm.size() });
     }
     let rank = comm.rank();
-    let mut mail = Mail { schedule, comm, step_id, on_rank: HashMap::new() };
+    let mut mail = Mail::new(schedule, comm, step_id);
+    let mut chunks = Chunks::new(schedule, rank, &options.overlap);
     let mut spans = Vec::with_capacity(schedule.steps(rank).len());
-    for step in schedule.steps(rank) {
+    for (index, step) in schedule.steps(rank).iter().enumerate() {
         let before = now();
-        let mut work = step.actions().map(|action| mail.receive(*step, action));
-        let (first, second) = (work.next().transpose()?, work.next().transpose()?);
-        drop(work);
-        let start = now();
-        let failed = |error| ExecuteError::Stage { step: *step, error };
-        match (step, first, second) {
-            (Step::One(action), Some(Work { stage, micro_batch, input }), _) => match action.kind {
-                ActionKind::F => {
-                    let activation = model.forward(stage, micro_batch, input).map_err(failed)?;
-                    mail.send(*step, stage, micro_batch, false, activation)?;
-                }
-                ActionKind::B | ActionKind::I => {
-                    let gradient = model.backward_input(stage, micro_batch, input).map_err(failed)?;
-                    mail.send(*step, stage, micro_batch, true, gradient)?;
-                    if action.kind == ActionKind::B {
-                        model.backward_weight(stage, micro_batch).map_err(failed)?;
-                    }
-                }
-                ActionKind::W => model.backward_weight(stage, micro_batch).map_err(failed)?,
-            },
-            (Step::Pair(..), Some(forward), Some(backward)) => {
-                run_pair(&mut mail, model, *step, forward, backward)?;
-            }
-            // A step has an action, a pair has two.
-            _ => {}
+        mail.first_received = None;
+        if !chunks.run(&mut mail, model, *step, index as u64)? {
+            run_whole(&mut mail, model, *step)?;
         }
-        let end = now();
-        spans.push(Span { rank, step: *step, start, end, wait: start - before });
+        let start = mail.first_received.unwrap_or(before);
+        spans.push(Span { rank, step: *step, start, end: now(), wait: start - before });
     }
     Ok(spans)
+}
+
+/// Runs a step by the methods for whole chunks.
+fn run_whole<S: Stage>(mail: &mut Mail<'_>, model: &mut S, step: Step) -> Result<(), ExecuteError<S::Error>> {
+    let mut work = step.actions().map(|action| mail.receive(step, action));
+    let (first, second) = (work.next().transpose()?, work.next().transpose()?);
+    drop(work);
+    mail.first_received = Some(now());
+    let failed = |error| ExecuteError::Stage { step, error };
+    match (step, first, second) {
+        (Step::One(action), Some(Work { stage, micro_batch, input }), _) => match action.kind {
+            ActionKind::F => {
+                let activation = model.forward(stage, micro_batch, input).map_err(failed)?;
+                mail.send(step, stage, micro_batch, false, activation)
+            }
+            ActionKind::B | ActionKind::I => {
+                let gradient = model.backward_input(stage, micro_batch, input).map_err(failed)?;
+                mail.send(step, stage, micro_batch, true, gradient)?;
+                match action.kind {
+                    ActionKind::B => model.backward_weight(stage, micro_batch).map_err(failed),
+                    _ => Ok(()),
+                }
+            }
+            ActionKind::W => model.backward_weight(stage, micro_batch).map_err(failed),
+        },
+        (Step::Pair(..), Some(forward), Some(backward)) => run_pair(mail, model, step, forward, backward),
+        // A step has an action, a pair has two.
+        _ => Ok(()),
+    }
 }
 
 fn run_pair<S: Stage>(
@@ -225,79 +286,6 @@ fn run_pair<S: Stage>(
         });
     }
     Ok(())
-}
-
-/// The transfers of one rank.
-struct Mail<'a> {
-    schedule: &'a Schedule,
-    comm: &'a Comm,
-    step_id: u64,
-    /// Results for stages on this same rank, by (gradient, stage that takes it, micro-batch).
-    on_rank: HashMap<(bool, usize, usize), Vec<f32>>,
-}
-
-impl Mail<'_> {
-    /// Distinct for each transfer of a step.
-    fn tag(&self, gradient: bool, to_stage: usize, micro_batch: usize) -> u64 {
-        let (stages, micro_batches) = (self.schedule.stages(), self.schedule.micro_batches());
-        let each = 2 * (stages * micro_batches) as u64;
-        let index = 2 * (micro_batch * stages + to_stage) as u64 + u64::from(gradient);
-        self.step_id.wrapping_mul(each).wrapping_add(index) | 1 << 63
-    }
-
-    /// The rank that holds `stage` for this micro-batch.
-    fn rank_of(&self, stage: usize, micro_batch: usize) -> usize {
-        self.schedule.locate(stage, micro_batch).map_or(0, |(rank, ..)| rank)
-    }
-
-    /// What the action is about, with what it needs, waiting for it.
-    fn receive<E>(&mut self, step: Step, action: Action) -> Result<Work, ExecuteError<E>> {
-        let stage = self.schedule.stage_of(self.comm.rank(), action.direction).unwrap_or_default();
-        let micro_batch = self.schedule.micro_batch(action.direction, action.chunk);
-        let (from_stage, gradient) = match action.kind {
-            ActionKind::F if stage > 0 => (stage - 1, false),
-            ActionKind::B | ActionKind::I if stage + 1 < self.schedule.stages() => (stage + 1, true),
-            _ => return Ok(Work { stage, micro_batch, input: None }),
-        };
-        let from = self.rank_of(from_stage, micro_batch);
-        let input = if from == self.comm.rank() {
-            // A valid schedule has made it before.
-            self.on_rank.remove(&(gradient, stage, micro_batch))
-        } else {
-            let tag = self.tag(gradient, stage, micro_batch);
-            Some(self.comm.recv(from, tag).map_err(|source| ExecuteError::Comm { step, source })?)
-        };
-        Ok(Work { stage, micro_batch, input })
-    }
-
-    /// Sends the result of a forward to the next stage, that of a backward to the one before.
-    fn send<E>(
-        &mut self,
-        step: Step,
-        stage: usize,
-        micro_batch: usize,
-        gradient: bool,
-        result: Option<Vec<f32>>,
-    ) -> Result<(), ExecuteError<E>> {
-        let to_stage = match gradient {
-            true => stage.checked_sub(1),
-            false => Some(stage + 1).filter(|&next| next < self.schedule.stages()),
-        };
-        let contract = |expected, got| Err(ExecuteError::Contract { step, stage, expected, got });
-        let (to_stage, result) = match (to_stage, result) {
-            (Some(to_stage), Some(result)) => (to_stage, result),
-            (None, None) => return Ok(()),
-            (Some(_), None) => return contract("a result for the neighbouring stage", "none"),
-            (None, Some(_)) => return contract("no result at the end of the pipeline", "one"),
-        };
-        let to = self.rank_of(to_stage, micro_batch);
-        if to == self.comm.rank() {
-            self.on_rank.insert((gradient, to_stage, micro_batch), result);
-            return Ok(());
-        }
-        let tag = self.tag(gradient, to_stage, micro_batch);
-        self.comm.send(to, tag, result).map_err(|source| ExecuteError::Comm { step, source })
-    }
 }
 
 /// Exchanges the spans of all ranks of the group that ran `schedule`; every rank gets the whole timeline. A collective

@@ -7,20 +7,22 @@
 //! |-----------|-------------------------------|--------------------------------------------------|
 //! | gpipe     | `(R-1)(F+B)`                  | all costs, all `M`                               |
 //! | 1f1b      | `(R-1)(F+B)`                  | all costs, all `M`                               |
+//! | interleaved | `(R-1)(F+B)`                | all costs, `M` a multiple of `R`                 |
 //! | zb-h1     | `(R-1)(F+B-2W)`               | `M >= R`, `W <= F`, `W <= I`                     |
 //! | zb-v      | `(R-1) max(I, 2(I-W))`        | `M >= 2R-1`, `F <= I`, `W <= I`                  |
-//! | dualpipe  | `(R/2-1)(FB+F-2W)`            | `W <= I <= F`, `max(F,B) <= FB <= F+B`           |
-//! | dualpipev | `(R-1)(FB+F-2W)`              | `W <= I <= F`, `max(F,B) <= FB <= F+B`           |
+//! | dualpipe  | `(R/2-1)(FB+F-2W)`            | even `M >= 2R`, `W <= I <= F`, `max(F,B) <= FB <= F+B` |
+//! | dualpipev | `(R-1)(FB+F-2W)`              | `M >= 2R`, `W <= I <= F`, `max(F,B) <= FB <= F+B` |
 //!
 //! The table of the DualPipe paper writes `(PP/2-1)(FB+B-3W)`, which is the same when `F = I`, as there. A stage of zb-v
-//! and dualpipev is half of one of the others, so that for the same model their costs are half as large. For
+//! and dualpipev is half of one of the others, one of interleaved an N-th, so that for the same model their costs are as much
+//! smaller. For
 //! `F = I = W` zb-v leaves `(R-1)F`: the last rank cannot begin before the first micro-batch reaches it.
 //!
 //! The tests hold the simulator to these on a grid of ranks, micro-batches and costs. Elsewhere [`bubble_bounds`] encloses
 //! it. A simulated end time is the longest path through steps in a fixed order, so it never falls when a cost rises;
 //! [`bubble_bounds`] moves the costs up, and down, to the nearest place where the formula holds (a transfer is moved into
-//! the step that sends), and takes the makespans there. With fewer micro-batches than the formula needs, zb-h1 and zb-v
-//! are the plan for more with steps left out, which ends no later; and one micro-batch must go there and back.
+//! the step that sends), and takes the makespans there. Where the micro-batches are not as the formula needs, a
+//! schedule is the plan for more with steps left out, which ends no later; and one micro-batch must go there and back.
 
 use crate::action::ActionKind;
 use crate::cost::Costs;
@@ -40,7 +42,7 @@ pub fn bubble(kind: Kind, ranks: usize, micro_batches: usize, costs: &Costs) -> 
     let holds = kind.check(ranks, micro_batches).is_ok()
         && costs.check().is_ok()
         && costs.p2p == 0.0
-        && micro_batches >= enough(kind, ranks)
+        && enough(kind, ranks, micro_batches) == micro_batches
         && in_domain(kind, costs);
     holds.then(|| value(kind, ranks, costs))
 }
@@ -49,35 +51,37 @@ pub fn bubble(kind: Kind, ranks: usize, micro_batches: usize, costs: &Costs) -> 
 /// where the formula holds. See the text of this module for why they hold.
 ///
 /// # Errors
-/// Costs that [`Costs::check`] refuses; a [`Kind::Custom`] schedule, for which there is no formula.
+/// Costs that [`Costs::check`] refuses.
 pub fn bubble_bounds(schedule: &Schedule, costs: &Costs) -> crate::Result<(f64, f64)> {
     costs.check()?;
-    let (kind, ranks) = (schedule.kind(), schedule.ranks());
-    if let Kind::Custom(_) = kind {
-        kind.check(ranks, schedule.micro_batches())?;
-    }
+    let (kind, ranks, micro_batches) = (schedule.kind(), schedule.ranks(), schedule.micro_batches());
     let busy = least_busy(schedule, costs);
-    let raised = raise(kind, costs);
     let lowered = lower(kind, costs);
-    let full = enough(kind, ranks);
-    if schedule.micro_batches() >= full {
+    let there_and_back = schedule.stages() as f64 * (lowered.f + lowered.i()) + lowered.w;
+    if let Kind::Custom(_) = kind {
+        // One step at a time, of all ranks.
+        let steps = schedule.ranks_actions().iter().flatten().map(|step| costs.step(step) + 2.0 * costs.p2p);
+        return Ok(((there_and_back - busy).max(0.0), (steps.sum::<f64>() - busy).max(0.0)));
+    }
+    let raised = raise(kind, costs);
+    let full = enough(kind, ranks, micro_batches);
+    if micro_batches == full {
         let low = value(kind, ranks, &lowered) + least_busy(schedule, &lowered);
         let high = value(kind, ranks, &raised) + least_busy(schedule, &raised);
         return Ok(((low - busy).max(0.0), high - busy));
     }
-    let there_and_back = schedule.stages() as f64 * (costs.f + costs.i()) + costs.w;
     let fuller = Schedule::new(kind, ranks, full)?;
     let high = value(kind, ranks, &raised) + least_busy(&fuller, &raised);
     Ok(((there_and_back - busy).max(0.0), high - busy))
 }
 
-/// The fewest micro-batches for which the formula holds.
-fn enough(kind: Kind, ranks: usize) -> usize {
+/// The fewest micro-batches, so many or more, for which the formula holds.
+fn enough(kind: Kind, ranks: usize, micro_batches: usize) -> usize {
+    let least = micro_batches.max(kind.full_micro_batches(ranks));
     match kind {
-        Kind::GPipe | Kind::OneFOneB | Kind::Custom(_) => 1,
-        Kind::ZbH1 => ranks,
-        Kind::ZbV => 2 * ranks - 1,
-        Kind::DualPipe | Kind::DualPipeV => 2 * ranks,
+        Kind::DualPipe => least.next_multiple_of(2),
+        Kind::Interleaved(_) => least.next_multiple_of(ranks.max(1)),
+        _ => least,
     }
 }
 
@@ -85,13 +89,13 @@ fn value(kind: Kind, ranks: usize, costs: &Costs) -> f64 {
     let Costs { f, b, w, fb, .. } = *costs;
     let i = costs.i();
     match kind {
-        Kind::GPipe | Kind::OneFOneB => (ranks as f64 - 1.0) * (f + b),
+        Kind::GPipe | Kind::OneFOneB | Kind::Interleaved(_) => (ranks as f64 - 1.0) * (f + b),
+        // Not asked: there is none.
+        Kind::Custom(_) => f64::NAN,
         Kind::ZbH1 => (ranks as f64 - 1.0) * (f + b - 2.0 * w),
         Kind::ZbV => (ranks as f64 - 1.0) * i.max(2.0 * (i - w)),
         Kind::DualPipe => (ranks as f64 / 2.0 - 1.0) * (fb + f - 2.0 * w),
         Kind::DualPipeV => (ranks as f64 - 1.0) * (fb + f - 2.0 * w),
-        // No formula: `bubble` and `bubble_bounds` do not come here with it.
-        Kind::Custom(_) => f64::NAN,
     }
 }
 
@@ -99,7 +103,7 @@ fn in_domain(kind: Kind, costs: &Costs) -> bool {
     let Costs { f, b, w, fb, .. } = *costs;
     let i = costs.i();
     match kind {
-        Kind::GPipe | Kind::OneFOneB => true,
+        Kind::GPipe | Kind::OneFOneB | Kind::Interleaved(_) => true,
         Kind::Custom(_) => false,
         Kind::ZbH1 => w <= f && w <= i,
         Kind::ZbV => f <= i && w <= i,
@@ -114,7 +118,7 @@ fn raise(kind: Kind, costs: &Costs) -> Costs {
     let w = costs.w;
     let mut fb = costs.fb + costs.p2p;
     match kind {
-        Kind::GPipe | Kind::OneFOneB | Kind::Custom(_) => {}
+        Kind::GPipe | Kind::OneFOneB | Kind::Interleaved(_) | Kind::Custom(_) => {}
         Kind::ZbH1 => {
             f = f.max(w);
             i = i.max(w);
@@ -134,13 +138,13 @@ fn raise(kind: Kind, costs: &Costs) -> Costs {
 fn lower(kind: Kind, costs: &Costs) -> Costs {
     let (mut f, mut i, mut w, mut fb) = (costs.f, costs.i(), costs.w, costs.fb);
     match kind {
-        Kind::GPipe | Kind::OneFOneB | Kind::Custom(_) => {}
+        Kind::GPipe | Kind::OneFOneB | Kind::Interleaved(_) => {}
         Kind::ZbH1 => w = w.min(f).min(i),
         Kind::ZbV => {
             w = w.min(i);
             f = f.min(i);
         }
-        Kind::DualPipe | Kind::DualPipeV => {
+        Kind::DualPipe | Kind::DualPipeV | Kind::Custom(_) => {
             f = f.min(fb);
             i = i.min(f);
             w = w.min(i).min(fb - i);

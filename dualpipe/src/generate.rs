@@ -7,10 +7,48 @@ use crate::kind::Kind;
 
 use ActionKind::{B, F, I, W};
 
-/// The steps of all ranks. `kind.check(ranks, micro_batches)` has passed.
+/// The steps of all ranks. `kind.check(ranks, micro_batches)` has passed, and the size fits.
+///
+/// Where the published plan wants more micro-batches, or a multiple of some number, it is made for as many, and the chunks
+/// beyond `micro_batches` are left out: chunks of different micro-batches do not need each other, so the rest runs, and
+/// no step ends later than before.
 pub(crate) fn generate(kind: Kind, ranks: usize, micro_batches: usize) -> Vec<Vec<Step>> {
+    let full = micro_batches.max(kind.full_micro_batches(ranks));
+    let full = match kind {
+        Kind::DualPipe => full.next_multiple_of(2),
+        Kind::DualPipeV => full,
+        Kind::Interleaved(_) => full.next_multiple_of(ranks),
+        _ => micro_batches,
+    };
+    let mut lists = published(kind, ranks, full);
+    if full > micro_batches {
+        let exists = |action: &Action| {
+            let direction = usize::from(action.direction);
+            action.chunk < kind.placement().chunks(micro_batches, direction)
+        };
+        for steps in &mut lists {
+            *steps = steps.iter().filter_map(|step| without(step, &exists)).collect();
+        }
+    }
+    lists
+}
+
+/// What is left of a step when only some actions exist.
+fn without(step: &Step, exists: &impl Fn(&Action) -> bool) -> Option<Step> {
+    let mut actions = step.actions().filter(exists);
+    match (actions.next(), actions.next()) {
+        (Some(forward), Some(backward)) => Some(Step::Pair(forward, backward)),
+        (Some(action), None) => Some(Step::One(action)),
+        _ => None,
+    }
+}
+
+fn published(kind: Kind, ranks: usize, micro_batches: usize) -> Vec<Vec<Step>> {
     (0..ranks)
         .map(|rank| match kind {
+            Kind::Interleaved(each) => interleaved(ranks, usize::from(each), micro_batches, rank),
+            // Has no generator: `Kind::check` refuses it.
+            Kind::Custom(_) => Vec::new(),
             Kind::GPipe => gpipe(micro_batches),
             Kind::OneFOneB => one_f_one_b(ranks, micro_batches, rank),
             Kind::ZbH1 => zb_h1(ranks, micro_batches, rank),
@@ -44,6 +82,31 @@ fn one_f_one_b(ranks: usize, micro_batches: usize, rank: usize) -> Vec<Step> {
             steps.push(one(F, 0, ahead + m));
         }
         steps.push(one(B, 0, m));
+    }
+    steps
+}
+
+/// Interleaved 1F1B of Megatron-LM: micro-batches go round in groups of as many as there are ranks; a rank runs so many forwards
+/// ahead that its first backward, of the last stage it holds, is there when it has done them. `micro_batches` is a multiple of `ranks`.
+fn interleaved(ranks: usize, each: usize, micro_batches: usize, rank: usize) -> Vec<Step> {
+    let all = each * micro_batches;
+    let (group, per_group) = (ranks, ranks * each);
+    let place = |k: usize| ((k % per_group) / group, k / per_group * group + k % group);
+    let forward = |k: usize| {
+        let (direction, chunk) = place(k);
+        one(F, direction as u8, chunk)
+    };
+    let backward = |k: usize| {
+        let (direction, chunk) = place(k);
+        one(B, (each - 1 - direction) as u8, chunk)
+    };
+    let ahead = (2 * (ranks - 1 - rank) + (each - 1) * ranks).min(all);
+    let mut steps: Vec<Step> = (0..ahead).map(forward).collect();
+    for k in 0..all {
+        if ahead + k < all {
+            steps.push(forward(ahead + k));
+        }
+        steps.push(backward(k));
     }
     steps
 }

@@ -68,7 +68,7 @@ impl Schedule {
     /// use dualpipe::{Kind, Schedule};
     /// let schedule = Schedule::new(Kind::DualPipe, 4, 8)?;
     /// assert_eq!(schedule.stages(), 4);
-    /// assert!(Schedule::new(Kind::DualPipe, 4, 6).is_err()); // needs 8 micro-batches
+    /// assert!(Schedule::new(Kind::DualPipe, 3, 6).is_err()); // an odd number of ranks
     /// # Ok::<(), dualpipe::Error>(())
     /// ```
     pub fn new(kind: Kind, ranks: usize, micro_batches: usize) -> Result<Schedule> {
@@ -122,14 +122,14 @@ impl Schedule {
         self.ranks_actions.get(rank).map_or(&[], Vec::as_slice)
     }
 
-    /// The stage that `rank` holds for `direction` (0, or 1 where a rank holds two).
+    /// The stage that `rank` holds for `direction` (below [`Placement::directions`]).
     pub fn stage_of(&self, rank: usize, direction: u8) -> Option<usize> {
         self.placement().stage_of(self.ranks, rank, direction.into())
     }
 
     /// The stages that `rank` holds, by direction.
     pub fn stages_of(&self, rank: usize) -> Vec<usize> {
-        (0..2).filter_map(|direction| self.stage_of(rank, direction)).collect()
+        (0..=u8::MAX).map_while(|direction| self.stage_of(rank, direction)).collect()
     }
 
     /// The micro-batch (0..M) that `chunk` of `direction` stands for.
@@ -212,7 +212,7 @@ impl Schedule {
     pub fn to_json(&self) -> String {
         let action = |a: Action| (a.kind.letter().to_string(), a.direction, a.chunk);
         let json = Json {
-            schedule: self.kind.name().into(),
+            schedule: self.kind.to_string(),
             ranks: self.ranks,
             micro_batches: self.micro_batches,
             ranks_actions: self

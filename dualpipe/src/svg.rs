@@ -60,7 +60,7 @@ pub fn svg_measured_above_simulated(measured: &Timeline, simulated: &Timeline) -
 /// light and on a dark page.
 ///
 /// Each panel has its title with the makespan, one row a rank with the share of the makespan in which the rank did not work, and a time axis.
-/// Panels in the same unit share one scale. Colour tells the kind of work, the lighter shade direction 1; the number is the
+/// Panels in the same unit share one scale. Colour tells the kind of work, the lighter shade direction 1 (of several rounds the later); the number is the
 /// chunk (left out where it does not fit; the tooltip has all); an overlapped pair shows its forward above its backward.
 pub fn svg(panels: &[Panel<'_>]) -> String {
     let mut body = String::new();
@@ -71,7 +71,7 @@ pub fn svg(panels: &[Panel<'_>]) -> String {
         let longest = same.map(|other| other.timeline.makespan()).fold(0.0, f64::max);
         top = draw_panel(&mut body, panel, longest, top);
     }
-    let two_ways = panels.iter().map(|panel| panel.timeline.kind().placement()).find(|placement| placement.directions() == 2);
+    let two_ways = panels.iter().map(|panel| panel.timeline.kind().placement()).find(|placement| placement.directions() > 1);
     let kinds = ActionKind::ALL.map(|kind| panels.iter().any(|panel| uses(panel.timeline, kind)));
     let pairs = panels.iter().any(|panel| panel.timeline.spans().iter().flatten().any(|span| span.step.is_pair()));
     let height = draw_legend(&mut body, kinds, pairs, two_ways, top);
@@ -137,7 +137,7 @@ fn draw_span(body: &mut String, timeline: &Timeline, span: &Span, scale: f64, y:
     for (index, action) in span.step.actions().enumerate() {
         let height = row / count;
         let at = y + index as f64 * height;
-        let fill = colour(action.kind, action.direction);
+        let fill = colour(action.kind, action.direction, timeline.kind().placement().directions());
         let _ = writeln!(body, "<rect x=\"{x:.2}\" y=\"{at}\" width=\"{drawn:.2}\" height=\"{height}\" fill=\"{fill}\"/>");
         let label = action.chunk.to_string();
         let size = f64::min(11.0, height - 1.0);
@@ -180,7 +180,7 @@ fn draw_axis(body: &mut String, longest: f64, scale: f64, y: f64, unit: &str, pe
 
 fn draw_legend(body: &mut String, kinds: [bool; 4], pairs: bool, two_ways: Option<Placement>, top: f64) -> f64 {
     let (mut x, mut y) = (LEFT, top);
-    let mut entry = |fills: &[&str], stacked: bool, label: &str| {
+    let mut entry = |fills: &[String], stacked: bool, label: &str| {
         let swatch = if fills.is_empty() { 0.0 } else { 30.0 };
         let wide = swatch + label.len() as f64 * 6.2 + 16.0;
         if x + wide > WIDTH {
@@ -209,15 +209,17 @@ fn draw_legend(body: &mut String, kinds: [bool; 4], pairs: bool, two_ways: Optio
     };
     for (kind, used) in ActionKind::ALL.into_iter().zip(kinds) {
         if used {
-            let fills = [colour(kind, 0), colour(kind, 1)];
+            let directions = two_ways.map_or(1, Placement::directions);
+            let fills = [colour(kind, 0, directions), colour(kind, u8::MAX, directions)];
             entry(if two_ways.is_some() { &fills } else { &fills[..1] }, false, kind_name(kind));
         }
     }
     if pairs {
-        entry(&[colour(ActionKind::F, 0), colour(ActionKind::B, 0)], true, "FB overlapped pair");
+        entry(&[colour(ActionKind::F, 0, 1), colour(ActionKind::B, 0, 1)], true, "FB overlapped pair");
     }
     match two_ways {
         Some(Placement::V) => entry(&[], false, "light: way up of the V"),
+        Some(Placement::Loop(_)) => entry(&[], false, "the lighter, the later round"),
         Some(_) => entry(&[], false, "light: direction 1"),
         None => {}
     }
@@ -240,18 +242,18 @@ fn describe(timeline: &Timeline, action: Action) -> String {
     format!("{}, direction {direction}, chunk {chunk} (micro-batch {micro_batch})", kind_name(action.kind))
 }
 
-/// Black text on any of these has a contrast of 5 or more.
-fn colour(kind: ActionKind, direction: u8) -> &'static str {
-    match (kind, direction) {
-        (ActionKind::F, 0) => "#f0a830",
-        (ActionKind::F, _) => "#f8d590",
-        (ActionKind::B, 0) => "#4fae6d",
-        (ActionKind::B, _) => "#a9dab6",
-        (ActionKind::I, 0) => "#4aa3d6",
-        (ActionKind::I, _) => "#a8d4ee",
-        (ActionKind::W, 0) => "#a58be0",
-        (ActionKind::W, _) => "#d3c5f2",
-    }
+/// From the dark shade of direction 0 to the light one of the last. Black text on any of these has a contrast of 5 or more.
+fn colour(kind: ActionKind, direction: u8, directions: usize) -> String {
+    let (dark, light) = match kind {
+        ActionKind::F => ([0xf0, 0xa8, 0x30], [0xf8, 0xd5, 0x90]),
+        ActionKind::B => ([0x4f, 0xae, 0x6d], [0xa9, 0xda, 0xb6]),
+        ActionKind::I => ([0x4a, 0xa3, 0xd6], [0xa8, 0xd4, 0xee]),
+        ActionKind::W => ([0xa5, 0x8b, 0xe0], [0xd3, 0xc5, 0xf2]),
+    };
+    let last = directions.saturating_sub(1).max(1);
+    let at = usize::from(direction).min(last);
+    let [r, g, b]: [usize; 3] = std::array::from_fn(|i| (dark[i] * (last - at) + light[i] * at) / last);
+    format!("#{r:02x}{g:02x}{b:02x}")
 }
 
 /// Name of the unit on the axis, and how much of the timeline's unit it is.

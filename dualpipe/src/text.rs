@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::action::Step;
+use crate::kind::Placement;
 use crate::schedule::Freed;
 use crate::timeline::{Span, TimeUnit, Timeline};
 
@@ -16,8 +17,8 @@ impl Timeline {
     /// A chart of all ranks and the figures below it, in lines of at most `width` columns (at least [`MIN_WIDTH`]).
     ///
     /// One line a rank; time goes to the right, and on in further bands when it does not fit. An action begins with its letter and
-    /// chunk, and lasts to the next or to the dots of idle time: `F3--` is a forward of chunk 3. Letters are small for direction 1;
-    /// `F3+b1` is an overlapped pair. Where there is no room the chunk is left out. The last lines are the makespan, the bubble
+    /// chunk, and lasts to the next or to the dots of idle time: `F3--` is a forward of chunk 3. Letters are small for direction 1, and
+    /// after the number of the direction from 2 on (`2F3`); `F3+b1` is an overlapped pair. Where there is no room the chunk is left out. The last lines are the makespan, the bubble
     /// per rank and the peak activations per rank.
     ///
     /// ```
@@ -29,10 +30,11 @@ impl Timeline {
     pub fn to_text(&self, width: usize) -> String {
         let width = width.max(MIN_WIDTH);
         let mut out = String::new();
-        let stages = if self.kind().placement().directions() == 2 {
-            "; capitals: direction 0, small: direction 1; +: overlapped"
-        } else {
-            ""
+        let stages = match self.kind().placement() {
+            Placement::Line => "",
+            Placement::Bidirectional | Placement::V => "; capitals: direction 0, small: direction 1; +: overlapped",
+            Placement::Loop(0..=2) => "; capitals: round 0, small: round 1",
+            Placement::Loop(_) => "; capitals: round 0, small: round 1, then after the number of the round",
         };
         let title = format!("{}: {} ranks, {} micro-batches{stages}", self.kind(), self.ranks(), self.micro_batches());
         wrap(&mut out, &title, width, 2);
@@ -66,7 +68,9 @@ impl Timeline {
     /// that fits.
     fn columns(&self, room: usize) -> (usize, usize) {
         let makespan = self.makespan();
-        let chunk_digits = self.micro_batches().saturating_sub(1).to_string().len();
+        let digits = |most: usize| most.saturating_sub(1).to_string().len();
+        let directions = self.kind().placement().directions();
+        let chunk_digits = digits(self.micro_batches()) + if directions > 2 { digits(directions) } else { 0 };
         let steps = self.spans().iter().flatten();
         let shortest =
             steps.map(|span| span.end - span.start).filter(|&time| time > makespan * 1e-6).fold(f64::INFINITY, f64::min);
@@ -116,10 +120,11 @@ fn draw(spans: &[Span], columns: usize, per_time: f64) -> Vec<u8> {
 /// What a step is called, longest first.
 fn names(step: &Step) -> Vec<String> {
     let letter = |action: crate::Action| match action.direction {
-        0 => action.kind.letter(),
-        _ => action.kind.letter().to_ascii_lowercase(),
+        0 => action.kind.letter().to_string(),
+        1 => action.kind.letter().to_ascii_lowercase().to_string(),
+        round => format!("{round}{}", action.kind.letter()),
     };
-    let letters: Vec<String> = step.actions().map(|action| letter(action).to_string()).collect();
+    let letters: Vec<String> = step.actions().map(letter).collect();
     let full: Vec<String> = step.actions().map(|action| format!("{}{}", letter(action), action.chunk)).collect();
     vec![full.join("+"), full.concat(), letters.join("+"), letters.concat(), letters[0].clone()]
 }

@@ -16,9 +16,6 @@ use crate::simulate::{Plan, run};
 ///   before the backward, `I` before `W`;
 /// - every activation or gradient that a step needs is made by exactly one step of the rank that holds the neighbouring
 ///   stage (which follows from the above), and that step can run before: there is no circle of waiting.
-///
-/// The number of micro-batches that a *generator* needs is checked by [`Kind::check`]; a list of your own may do with
-/// fewer.
 pub fn validate(kind: Kind, ranks: usize, micro_batches: usize, ranks_actions: &[Vec<Step>]) -> Result<()> {
     kind.placement_fits(ranks, micro_batches)?;
     size_fits(kind, ranks, micro_batches)?;
@@ -54,7 +51,9 @@ struct Done {
 
 fn check_rank(kind: Kind, micro_batches: usize, rank: usize, steps: &[Step]) -> Result<()> {
     let directions = kind.placement().directions();
-    let chunks = kind.placement().chunks(micro_batches);
+    let placement = kind.placement();
+    // Direction 0 has the most.
+    let chunks = placement.chunks(micro_batches, 0);
     let mut done = vec![Done::default(); directions * chunks];
     for (index, step) in steps.iter().enumerate() {
         let fault = |message: String| Err(Error::Step { rank, step: index, message });
@@ -71,8 +70,9 @@ fn check_rank(kind: Kind, micro_batches: usize, rank: usize, steps: &[Step]) -> 
             if usize::from(direction) >= directions {
                 return fault(format!("expected a direction below {directions}, found {action}"));
             }
-            if chunk >= chunks {
-                return fault(format!("expected a chunk below {chunks}, found {action}"));
+            let here = placement.chunks(micro_batches, direction.into());
+            if chunk >= here {
+                return fault(format!("expected a chunk below {here}, found {action}"));
             }
             let state = &mut done[usize::from(direction) * chunks + chunk];
             let problem = match action.kind {
@@ -96,6 +96,9 @@ fn check_rank(kind: Kind, micro_batches: usize, rank: usize, steps: &[Step]) -> 
     }
     for (slot, state) in done.iter().enumerate() {
         let (direction, chunk) = (slot / chunks, slot % chunks);
+        if chunk >= placement.chunks(micro_batches, direction) {
+            continue;
+        }
         let missing = match state {
             Done { forward: false, .. } => "F",
             Done { input: false, .. } => "B (or I and W)",

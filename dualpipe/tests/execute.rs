@@ -267,7 +267,7 @@ fn cases() -> Vec<Schedule> {
     for kind in Kind::ALL {
         for ranks in [1, 2, 3, 4, 8] {
             for more in [0, 3, 4] {
-                let micro_batches = kind.min_micro_batches(ranks).max(3) + more;
+                let micro_batches = kind.full_micro_batches(ranks).max(3) + more;
                 cases.extend(Schedule::new(kind, ranks, micro_batches));
             }
         }

@@ -1,7 +1,7 @@
 //! Generators, validator, simulator, formulas and JSON, against the obvious reference and on random schedules.
 
 use dualpipe::{
-    Action, ActionKind, Costs, Error, Freed, Kind, Schedule, StageCosts, Step, formula, reference, simulate, validate,
+    Action, ActionKind, Costs, Error, Freed, Kind, Placement, Schedule, StageCosts, Step, formula, reference, simulate, validate,
 };
 use proptest::prelude::*;
 use v3_testkit::Rng;
@@ -22,14 +22,13 @@ fn sizes(kind: Kind) -> Vec<(usize, usize)> {
 /// A valid list of actions in an order that chance chose, with `I` and `W` or `B`, and pairs.
 fn random_actions(kind: Kind, ranks: usize, micro_batches: usize, rng: &mut Rng) -> Vec<Vec<Step>> {
     let (placement, stages) = (kind.placement(), kind.placement().stages(ranks));
-    let chunks = placement.chunks(micro_batches);
     let mut forward = vec![false; stages * micro_batches];
     let mut backward = vec![false; stages * micro_batches];
     let mut lists: Vec<Vec<Step>> = vec![Vec::new(); ranks];
     let mut todo: Vec<(usize, Action)> = Vec::new();
     for rank in 0..ranks {
         for direction in 0..placement.directions() as u8 {
-            for chunk in 0..chunks {
+            for chunk in 0..placement.chunks(micro_batches, direction.into()) {
                 todo.push((rank, Action::new(ActionKind::F, direction, chunk)));
                 if rng.below(2) == 0 {
                     todo.push((rank, Action::new(ActionKind::B, direction, chunk)));
@@ -161,7 +160,12 @@ fn messages_are_sent_in_the_order_in_which_they_are_taken() {
             let schedule = Schedule::new(kind, ranks, micro_batches).unwrap();
             let messages = schedule.messages();
             let stages = schedule.stages();
-            let on_rank = if kind.placement() == dualpipe::Placement::V { 1 } else { 0 };
+            // Stages whose next one is on the same rank: the point of a V, and every round of one rank.
+            let on_rank = match kind.placement() {
+                Placement::V => 1,
+                Placement::Loop(_) if ranks == 1 => stages - 1,
+                _ => 0,
+            };
             assert_eq!(messages.len(), 2 * micro_batches * (stages - 1 - on_rank));
             for from in 0..ranks {
                 for to in 0..ranks {
@@ -238,8 +242,23 @@ fn activations_peak_as_published() {
                 Kind::ZbH1 => assert_eq!(at_weight, vec![micro_batches.min(ranks); ranks]),
                 Kind::ZbV if micro_batches >= 2 * ranks - 1 => assert_eq!(at_weight, vec![2 * ranks; ranks]),
                 Kind::ZbV => assert!(at_weight.iter().all(|&peak| peak <= 2 * micro_batches.min(ranks))),
-                Kind::DualPipe => assert_eq!(*at_input.iter().max().unwrap(), ranks + 1),
-                Kind::DualPipeV => assert_eq!(*at_input.iter().max().unwrap(), 2 * ranks + 1),
+                Kind::DualPipe if micro_batches >= 2 * ranks => {
+                    assert!(at_input.iter().max() == Some(&(ranks + 1)), "{ranks} {micro_batches}: {at_input:?}");
+                }
+                Kind::DualPipeV if micro_batches >= 2 * ranks => {
+                    assert_eq!(*at_input.iter().max().unwrap(), 2 * ranks + 1);
+                }
+                Kind::DualPipe | Kind::DualPipeV => {
+                    let (published, each) = if kind == Kind::DualPipe { (ranks + 1, 1) } else { (2 * ranks + 1, 2) };
+                    assert!(at_input.iter().all(|&peak| peak <= published.min(each * micro_batches)));
+                }
+                // As many forwards ahead as the plan says, and the one before the first backward.
+                Kind::Interleaved(each) if micro_batches.is_multiple_of(ranks) => {
+                    let (each, all) = (usize::from(each), usize::from(each) * micro_batches);
+                    let ahead = |rank: usize| 2 * (ranks - 1 - rank) + (each - 1) * ranks;
+                    let expected: Vec<usize> = (0..ranks).map(|rank| (ahead(rank) + 1).min(all)).collect();
+                    assert_eq!((&at_input, &at_weight), (&expected, &expected));
+                }
                 _ => {}
             }
         }
@@ -250,15 +269,12 @@ fn activations_peak_as_published() {
 fn what_a_schedule_cannot_take_is_said() {
     let said = |kind: Kind, ranks, micro_batches| Schedule::new(kind, ranks, micro_batches).unwrap_err().to_string();
     assert_eq!(
-        said(Kind::DualPipe, 4, 6),
-        "schedule dualpipe on 4 ranks: expected an even number of 8 or more micro-batches, found 6"
+        said(Kind::DualPipe, 3, 6),
+        "schedule dualpipe: expected an even number of 2 or more (in the middle of an odd number a stage would be opposite to \
+         itself) ranks, found 3"
     );
-    assert_eq!(
-        said(Kind::DualPipe, 4, 9),
-        "schedule dualpipe on 4 ranks: expected an even number of 8 or more micro-batches, found 9"
-    );
-    assert_eq!(said(Kind::DualPipe, 3, 6), "schedule dualpipe: expected an even number of 2 or more ranks, found 3");
-    assert_eq!(said(Kind::DualPipeV, 3, 5), "schedule dualpipev on 3 ranks: expected 6 or more micro-batches, found 5");
+    assert_eq!(said(Kind::Interleaved(1), 3, 6), "schedule interleaved-1: expected 2 or more stages a rank, found 1");
+    assert!(said(Kind::Custom(Placement::V), 3, 6).contains("found 'custom-v'"));
     assert_eq!(said(Kind::OneFOneB, 3, 0), "schedule 1f1b on 3 ranks: expected 1 or more micro-batches, found 0");
     assert_eq!(said(Kind::GPipe, 0, 1), "schedule gpipe: expected 1 or more ranks, found 0");
     assert!(matches!(Schedule::new(Kind::GPipe, usize::MAX, usize::MAX), Err(Error::Shape { .. })));
@@ -266,7 +282,8 @@ fn what_a_schedule_cannot_take_is_said() {
     assert!(matches!(Schedule::new(Kind::DualPipeV, usize::MAX, usize::MAX), Err(Error::Shape { .. })));
     assert_eq!(
         "dualpipes".parse::<Kind>().unwrap_err().to_string(),
-        "schedule: expected one of gpipe, 1f1b, zb-h1, zb-v, dualpipe, dualpipev, found 'dualpipes'"
+        "schedule: expected one of gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe, dualpipev, interleaved-N with N from 2 to \
+         255, found 'dualpipes'"
     );
 }
 

@@ -62,7 +62,7 @@ impl Grid {
         }
         let stages_of = (0..schedule.ranks())
             .map(|rank| {
-                let mut s: Vec<usize> = (0..2).filter_map(|d| schedule.stage_of(rank, d)).collect();
+                let mut s = schedule.stages_of(rank);
                 s.sort_unstable();
                 s.dedup();
                 s

@@ -22,7 +22,7 @@ pub enum Format {
 /// Options of `v3 schedule`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ScheduleArgs {
-    /// Name of the schedule: gpipe, 1f1b, zb-h1, zb-v, dualpipe or dualpipev
+    /// Name of the schedule: gpipe, 1f1b, interleaved (or interleaved-N: N stages a rank), zb-h1, zb-v, dualpipe or dualpipev
     #[arg(long, value_name = "NAME")]
     pub kind: String,
     /// Pipeline ranks
@@ -125,7 +125,6 @@ mod tests {
         };
         assert!(error("dualpipa", 2, 4, COSTS).starts_with("--kind: expected one of gpipe, 1f1b"));
         assert!(error("dualpipe", 3, 8, COSTS).starts_with("--ranks:"));
-        assert!(error("dualpipe", 4, 7, COSTS).starts_with("--micro-batches:"));
         assert!(error("1f1b", 0, 7, COSTS).starts_with("--ranks:"));
         assert!(error("1f1b", 2, 0, COSTS).starts_with("--micro-batches:"));
         for costs in ["F", "F=x", "G=1", "W=3,B=2", "F=-1", "F=inf"] {
