@@ -59,8 +59,6 @@ fn published(kind: Kind, ranks: usize, micro_batches: usize) -> Vec<Vec<Step>> {
                 dual_pipe(half, micro_batches / 2, distance, rank >= half)
             }
             Kind::DualPipeV => dual_pipe(ranks, micro_batches, rank, false),
-            // `Kind::check` refuses it.
-            Kind::Custom(_) => Vec::new(),
         })
         .collect()
 }
