@@ -80,6 +80,7 @@
 
 pub mod balance;
 mod combine;
+pub mod cpu;
 mod dispatch;
 pub mod error;
 #[cfg(feature = "gpu")]
