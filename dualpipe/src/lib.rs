@@ -80,6 +80,7 @@ mod kind;
 mod overlap;
 pub mod reference;
 mod schedule;
+pub mod search;
 mod simulate;
 mod svg;
 mod text;
