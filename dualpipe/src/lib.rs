@@ -93,7 +93,10 @@ pub use cost::{CostModel, Costs, StageCosts};
 pub use error::{Error, Result};
 pub use execute::{ExecuteError, ExecuteOptions, Outbox, Stage, Work, execute, execute_with, gather};
 pub use kind::{Kind, Placement};
-pub use overlap::{Arrangement, Arrangements, Component, ComponentKind, Half, Op, Overlap, Pairing, StageComponents};
+pub use overlap::{
+    Arrangement, Arrangements, Component, ComponentCost, ComponentCosts, ComponentKind, Half, Op, Overlap, PairCosts,
+    PairTimeline, Pairing, Ports, StageComponents, Tuned, Tuning, pair_bound, simulate_pair, simulate_steady, tune, tune_pair,
+};
 pub use schedule::{Freed, MAX_CHUNKS, Message, Schedule};
 pub use simulate::simulate;
 pub use svg::{Panel, svg, svg_measured_above_simulated};

@@ -2,8 +2,14 @@
 
 mod arrangement;
 mod component;
+mod costs;
+mod lanes;
 mod set;
+mod tune;
 
 pub use arrangement::{Arrangement, Op};
 pub use component::{Component, ComponentKind, Half, Pairing, StageComponents};
+pub use costs::{ComponentCost, ComponentCosts, PairCosts, Ports};
+pub use lanes::{PairTimeline, pair_bound, simulate_pair, simulate_steady};
 pub use set::{Arrangements, Overlap};
+pub use tune::{Tuned, Tuning, tune, tune_pair};

@@ -1,0 +1,353 @@
+//! Searches an arrangement for given costs.
+
+use std::collections::HashMap;
+
+use crate::action::{ActionKind, Step};
+use crate::error::Result;
+use crate::overlap::arrangement::{Arrangement, Op, Random};
+use crate::overlap::component::{Component, Half, Pairing};
+use crate::overlap::costs::{ComponentCosts, PairCosts};
+use crate::overlap::lanes::{Flat, Lanes, PairTimeline, pair_bound, simulate_pair};
+use crate::overlap::set::Arrangements;
+use crate::schedule::Schedule;
+
+/// How long a search goes on. The same costs, seed and effort give the same arrangement everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// Of the search's chance.
+    pub seed: u64,
+    /// Arrangements tried for each distinct pair; the search ends sooner at the lower bound.
+    pub tries: usize,
+}
+
+impl Default for Tuning {
+    /// Seed 0, 60,000 tries: under half a second for four layers.
+    fn default() -> Tuning {
+        Tuning { seed: 0, tries: 60_000 }
+    }
+}
+
+/// The best arrangement found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tuned {
+    /// It.
+    pub arrangement: Arrangement,
+    /// One pair of it, with its inputs there at the start.
+    pub alone: PairTimeline,
+    /// One of many that follow each other: see [`crate::simulate_steady`].
+    pub steady: PairTimeline,
+    /// No arrangement of these components has a shorter makespan: see [`crate::pair_bound`].
+    pub bound: f64,
+}
+
+/// Searches the arrangement of these components with the shortest time from pair to pair ([`crate::simulate_steady`]; where one half
+/// is empty, the shortest makespan): all orders where there are few, else a list scheduler whose priorities climb, then annealing by
+/// moving single entries. Never worse than [`Arrangement::default`] and [`Arrangement::sequential`].
+///
+/// # Errors
+/// Costs that are not for these components.
+pub fn tune_pair(pairing: &Pairing, costs: &PairCosts, tuning: Tuning) -> Result<Tuned> {
+    let flat = Flat::new(pairing, costs)?;
+    let bound = pair_bound(pairing, costs)?;
+    let mut search = Search::new(&flat, pairing, bound);
+    for start in [Arrangement::default(pairing), Arrangement::sequential(pairing)] {
+        search.offer(start.ops().iter().copied().filter(|&op| op != Op::Fill).collect());
+    }
+    search.run(tuning);
+    let arrangement = Arrangement::new(pairing, search.best)?;
+    let alone = simulate_pair(pairing, costs, &arrangement)?;
+    let steady = flat.steady(arrangement.ops());
+    Ok(Tuned { arrangement, alone, steady, bound })
+}
+
+/// The arrangements of all steps of a schedule: each distinct pair, and each chunk that runs alone, whose waits get as many
+/// [`Op::Fill`] as components for weights fit in.
+///
+/// # Errors
+/// Components that are not an order in which they can run, or have no cost.
+pub fn tune(
+    schedule: &Schedule,
+    components: impl Fn(Half, usize) -> Vec<Component>,
+    costs: &ComponentCosts,
+    tuning: Tuning,
+) -> Result<Arrangements> {
+    let mut set = Arrangements::new();
+    let mut known: Vec<(Pairing, PairCosts, Vec<Op>)> = Vec::new();
+    let mut lists: HashMap<(Half, usize), Vec<Component>> = HashMap::new();
+    for rank in 0..schedule.ranks() {
+        for step in schedule.steps(rank) {
+            let mut halves = [Vec::new(), Vec::new()];
+            for action in step.actions().filter(|action| action.kind != ActionKind::W) {
+                let half = if action.kind == ActionKind::F { Half::Forward } else { Half::Backward };
+                let stage = schedule.stage_of(rank, action.direction).unwrap_or_default();
+                halves[half as usize] = lists.entry((half, stage)).or_insert_with(|| components(half, stage)).clone();
+            }
+            let [forward, backward] = halves;
+            if forward.is_empty() && backward.is_empty() {
+                continue;
+            }
+            let pairing = Pairing::new(forward, backward)?;
+            if set.get(&pairing).is_some() {
+                continue;
+            }
+            let pair_costs = costs.of(&pairing)?;
+            // Stages in the middle differ by the numbers of their layers only.
+            let same = known.iter().find(|(other, at, _)| alike(other, &pairing) && *at == pair_costs);
+            let ops = match same {
+                Some((_, _, ops)) => ops.clone(),
+                None => {
+                    let tuned = tune_pair(&pairing, &pair_costs, tuning)?;
+                    match step {
+                        Step::Pair(..) => tuned.arrangement.ops().to_vec(),
+                        Step::One(_) => filled(&pairing, &pair_costs, tuned.arrangement, costs)?.ops().to_vec(),
+                    }
+                }
+            };
+            known.push((pairing.clone(), pair_costs, ops.clone()));
+            let arrangement = Arrangement::new(&pairing, ops)?;
+            set.insert(pairing, arrangement)?;
+        }
+    }
+    Ok(set)
+}
+
+fn alike(a: &Pairing, b: &Pairing) -> bool {
+    [Half::Forward, Half::Backward].into_iter().all(|half| {
+        let (a, b) = (a.half(half), b.half(half));
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.kind == b.kind && a.after == b.after)
+    })
+}
+
+/// Puts as many fills before each wait as components for weights of the mean cost take its time.
+fn filled(pairing: &Pairing, costs: &PairCosts, arrangement: Arrangement, all: &ComponentCosts) -> Result<Arrangement> {
+    let flat = Flat::new(pairing, costs)?;
+    let weight = all.mean_weight();
+    let waits = flat.waits(arrangement.ops());
+    let count = |op: Op| match op {
+        Op::Finish(half, component) if weight > 0.0 => (waits[flat.id(half, component)] / weight).round().min(64.0) as usize,
+        _ => 0,
+    };
+    Ok(arrangement.with_fills(count))
+}
+
+/// The orders tried so far.
+struct Search<'a> {
+    flat: &'a Flat,
+    paired: bool,
+    bound: f64,
+    /// Components that nothing waits for.
+    is_sink: Vec<bool>,
+    best: Vec<Op>,
+    best_score: f64,
+    tries: usize,
+}
+
+impl<'a> Search<'a> {
+    fn new(flat: &'a Flat, pairing: &Pairing, bound: f64) -> Search<'a> {
+        let mut is_sink = vec![true; flat.len()];
+        flat.after.iter().flatten().for_each(|&other| is_sink[other] = false);
+        let paired = !pairing.half(Half::Forward).is_empty() && !pairing.half(Half::Backward).is_empty();
+        Search { flat, paired, bound, is_sink, best: Vec::new(), best_score: f64::INFINITY, tries: 0 }
+    }
+
+    /// The time of a pair, and a little for results that leave late.
+    fn score(&self, ops: &[Op], lanes: &mut Lanes) -> f64 {
+        let timeline = match self.paired {
+            true => self.flat.steady(ops),
+            false => {
+                *lanes = Lanes::default();
+                self.flat.run(ops, lanes, [0.0; 2]);
+                self.flat.timeline(lanes)
+            }
+        };
+        let results: f64 = timeline.results.iter().flatten().sum();
+        timeline.makespan + 1e-3 * results
+    }
+
+    fn offer(&mut self, ops: Vec<Op>) -> f64 {
+        let score = self.score(&ops, &mut Lanes::default());
+        self.tries += 1;
+        if score < self.best_score {
+            self.best_score = score;
+            self.best = ops;
+        }
+        score
+    }
+
+    fn run(&mut self, tuning: Tuning) {
+        let mut random = Random::new(tuning.seed);
+        let uniform = |random: &mut Random| (random.next() >> 11) as f64 * 2f64.powi(-53);
+        // Priorities: the longest way to the end, disturbed by chance.
+        let tails = self.flat.ways().1;
+        let scale = tails.iter().copied().fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+        let start: Vec<f64> = tails.iter().map(|tail| tail / scale).collect();
+        let mut keys = start.clone();
+        let mut keys_score = self.offer(self.flat.list_schedule(&keys, &self.is_sink));
+        for round in 0..tuning.tries / 4 {
+            let mut other = if round % 400 == 399 { start.clone() } else { keys.clone() };
+            let changes = 1 + random.below(4);
+            for _ in 0..changes {
+                let id = random.below(other.len().max(1));
+                if let Some(key) = other.get_mut(id) {
+                    *key = uniform(&mut random) * 1.2 - 0.1;
+                }
+            }
+            let score = self.offer(self.flat.list_schedule(&other, &self.is_sink));
+            if score <= keys_score || round % 400 == 399 {
+                keys = other;
+                keys_score = score;
+            }
+        }
+        self.anneal(tuning, &mut random, &uniform);
+    }
+
+    /// Moves single entries about; worse orders are accepted ever more rarely.
+    fn anneal(&mut self, tuning: Tuning, random: &mut Random, uniform: &dyn Fn(&mut Random) -> f64) {
+        let mut lanes = Lanes::default();
+        let mut current = self.best.clone();
+        let mut current_score = self.best_score;
+        let before = |a: Op, b: Op| self.flat.must_precede(a, b);
+        let rounds = tuning.tries.saturating_sub(self.tries);
+        let (mut best, mut best_score) = (self.best.clone(), self.best_score);
+        for round in 0..rounds {
+            if current.len() < 2 {
+                break;
+            }
+            let from = random.below(current.len());
+            let op = current[from];
+            let low = (0..from).rev().find(|&at| before(current[at], op)).map_or(0, |at| at + 1);
+            let high = (from + 1..current.len()).find(|&at| before(op, current[at])).map_or(current.len() - 1, |at| at - 1);
+            if low == high {
+                continue;
+            }
+            let mut to = low + random.below(high - low);
+            if to >= from {
+                to += 1;
+            }
+            let shift = |list: &mut [Op], from: usize, to: usize| match from < to {
+                true => list[from..=to].rotate_left(1),
+                false => list[to..=from].rotate_right(1),
+            };
+            shift(&mut current, from, to);
+            let score = self.score(&current, &mut lanes);
+            let heat = 0.01 * self.bound * (1.0 - round as f64 / rounds as f64).powi(2);
+            let accept =
+                score <= current_score || uniform(random) < ((current_score - score) / heat.max(f64::MIN_POSITIVE)).exp();
+            if accept {
+                current_score = score;
+                if score < best_score {
+                    (best, best_score) = (current.clone(), score);
+                }
+            } else {
+                shift(&mut current, to, from);
+            }
+        }
+        (self.best, self.best_score) = (best, best_score);
+    }
+}
+
+impl Flat {
+    /// Whether `b` needs `a` directly.
+    fn must_precede(&self, a: Op, b: Op) -> bool {
+        let done = match a {
+            Op::Compute(half, component) | Op::Finish(half, component) => Some(self.id(half, component)),
+            _ => None,
+        };
+        match b {
+            Op::Finish(half, component) => a == Op::Start(half, component),
+            Op::Compute(half, component) | Op::Start(half, component) => {
+                done.is_some_and(|done| self.after[self.id(half, component)].contains(&done))
+            }
+            Op::Fill => false,
+        }
+    }
+
+    /// How long each communication is waited for when the pair runs alone.
+    fn waits(&self, ops: &[Op]) -> Vec<f64> {
+        let mut waits = vec![0.0; self.len()];
+        let mut lanes = Lanes::default();
+        self.run(ops, &mut lanes, [0.0; 2]);
+        let arrives = lanes.arrives.clone();
+        // The same again, to see when each finish came.
+        let mut now = 0.0f64;
+        for &op in ops {
+            match op {
+                Op::Compute(half, component) => now += self.costs[self.id(half, component)].compute,
+                Op::Start(half, component) => now += self.costs[self.id(half, component)].start,
+                Op::Finish(half, component) => {
+                    let id = self.id(half, component);
+                    waits[id] = (arrives[id] - now).max(0.0);
+                    now = now.max(arrives[id]) + self.costs[id].finish;
+                }
+                Op::Fill => {}
+            }
+        }
+        waits
+    }
+
+    /// An order made by going along in time: what can be started is started at once; of what can be computed without waiting the
+    /// highest priority comes first; where nothing can, what can soonest.
+    fn list_schedule(&self, priority: &[f64], is_sink: &[bool]) -> Vec<Op> {
+        let n = self.len();
+        let mut ops = Vec::with_capacity(2 * n);
+        let mut lanes = Lanes { arrives: vec![0.0; n], ..Lanes::default() };
+        let (mut taken, mut done) = (vec![false; n], vec![false; n]);
+        let finish = |id: usize, lanes: &mut Lanes, done: &mut [bool], ops: &mut Vec<Op>| {
+            let (half, component) = self.half(id);
+            ops.push(Op::Finish(half, component));
+            lanes.now = lanes.now.max(lanes.arrives[id]) + self.costs[id].finish;
+            done[id] = true;
+        };
+        loop {
+            // Results that wait for nothing but their arrival.
+            for id in 0..n {
+                if is_sink[id] && self.communicates[id] && taken[id] && !done[id] && lanes.arrives[id] <= lanes.now {
+                    finish(id, &mut lanes, &mut done, &mut ops);
+                }
+            }
+            let startable =
+                (0..n).filter(|&id| self.communicates[id] && !taken[id] && self.after[id].iter().all(|&other| done[other]));
+            if let Some(id) = startable.max_by(|&a, &b| priority[a].total_cmp(&priority[b]).then(b.cmp(&a))) {
+                let (half, component) = self.half(id);
+                ops.push(Op::Start(half, component));
+                taken[id] = true;
+                lanes.now += self.costs[id].start;
+                lanes.arrives[id] = self.send(&mut lanes, &self.costs[id]);
+                continue;
+            }
+            // When each could be computed (or, a communication after a communication, be started).
+            let ready = |id: usize| {
+                let mut at = lanes.now;
+                for &other in &self.after[id] {
+                    match (done[other], self.communicates[other] && taken[other]) {
+                        (true, _) => {}
+                        (false, true) => at = at.max(lanes.arrives[other]),
+                        (false, false) => return None,
+                    }
+                }
+                Some(at)
+            };
+            let candidates = (0..n).filter(|&id| !taken[id]).filter_map(|id| ready(id).map(|at| (id, at)));
+            let chosen = candidates
+                .min_by(|&(a, at_a), &(b, at_b)| at_a.total_cmp(&at_b).then(priority[b].total_cmp(&priority[a])).then(a.cmp(&b)));
+            let Some((id, _)) = chosen else { break };
+            for &other in &self.after[id] {
+                if !done[other] {
+                    finish(other, &mut lanes, &mut done, &mut ops);
+                }
+            }
+            if !self.communicates[id] {
+                let (half, component) = self.half(id);
+                ops.push(Op::Compute(half, component));
+                (taken[id], done[id]) = (true, true);
+                lanes.now += self.costs[id].compute;
+            }
+        }
+        let mut rest: Vec<usize> = (0..n).filter(|&id| taken[id] && !done[id]).collect();
+        rest.sort_by(|&a, &b| lanes.arrives[a].total_cmp(&lanes.arrives[b]));
+        for id in rest {
+            finish(id, &mut lanes, &mut done, &mut ops);
+        }
+        ops
+    }
+}
