@@ -5,6 +5,7 @@ mod component;
 mod costs;
 mod lanes;
 mod set;
+mod text;
 mod tune;
 
 pub use arrangement::{Arrangement, Op};

@@ -64,6 +64,11 @@ impl Setup {
         Kind::Custom(placement).placement_fits(problem.ranks, problem.micro_batches).ok()?;
         let ranks = problem.ranks;
         let (dirs, stages) = (placement.directions(), placement.stages(ranks));
+        // All directions have as many chunks: two ways, an even number of micro-batches.
+        let chunks = placement.chunks(problem.micro_batches, 0);
+        if dirs > 2 || (0..dirs).any(|direction| placement.chunks(problem.micro_batches, direction) != chunks) {
+            return None;
+        }
         let costs = problem.costs(placement);
         let rank_of = |stage: usize, direction: usize| {
             (0..dirs).flat_map(|d| (0..ranks).map(move |r| (r, d))).find(|&(r, d)| {
@@ -104,8 +109,7 @@ impl Setup {
         }
         let room: Vec<f64> =
             problem.parameters(placement).iter().map(|parameters| allowed(problem.memory) - parameters).collect();
-        let setup =
-            Setup { placement, ranks, dirs, chunks: placement.chunks(problem.micro_batches), places, room, pairs: any_pair };
+        let setup = Setup { placement, ranks, dirs, chunks, places, room, pairs: any_pair };
         let fits = (0..ranks).all(|rank| setup.least(rank) <= setup.room[rank]);
         fits.then_some(setup)
     }
