@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod block;
+pub mod exchange;
 pub mod linear;
 pub mod mlp;
 pub mod moe;

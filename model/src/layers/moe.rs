@@ -1,19 +1,19 @@
 //! DeepSeekMoE: routed experts spread over the expert-parallel ranks, and the shared experts every token passes through.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use fp8_gemm::linear::{ACTIVATION_SCALES, Activation};
-use fp8_gemm::quantize::quantize_1x128;
-use fp8_gemm::{Block, BlockScaled, Precision};
-use half::bf16;
+use fp8_gemm::Precision;
+use fp8_gemm::linear::Activation;
 use moe_dispatch::router::{self, Routing};
 use moe_dispatch::{Plan, balance};
+use v3_numerics::gemm;
 use v3_numerics::view::{MatMut, MatRef};
-use v3_numerics::{convert, gemm};
 
+use super::exchange::{self, Dispatched, Payload, Pending};
 use super::linear::Packing;
 use super::mlp::{self, Mlp};
-use super::{Env, MoeSettings, Rows};
+use super::{Env, Rows, out_of_order};
 use crate::config::Config;
 use crate::error::Result;
 use crate::params::ParamStore;
@@ -32,7 +32,7 @@ pub struct Moe {
 #[derive(Debug)]
 pub struct Saved {
     routing: Routing,
-    plan: Plan,
+    plan: Arc<Plan>,
     rows: Activation,
     out_rows: Vec<f32>,
     experts: mlp::Saved,
@@ -131,34 +131,22 @@ impl Moe {
         Ok((router::route(router, &logits, env.store.at(&self.bias))?, finite))
     }
 
-    /// Forward: adds the experts' output for the normalised rows `h` to `y`.
-    pub fn forward(
-        &self,
-        env: &Env<'_>,
-        rows: &Rows,
-        h: &[f32],
-        act: &Activation,
-        y: &mut [f32],
-    ) -> Result<(Saved, RouterReport)> {
-        let MoeSettings { router, layout } = env.moe()?;
+    /// Begins a forward with the normalised rows `h`: routes them and makes what the dispatch carries.
+    pub fn forward(&self, env: &Env<'_>, rows: &Rows, h: &[f32]) -> Result<(Forward, RouterReport)> {
         let (routing, finite) = self.route(env, h)?;
         let (balance, dlogits) = self.balance(env, rows, &routing, finite)?;
-        let plan = Plan::new(env.ep, layout, &routing)?;
-        let sent = send_rows(env, &plan, h)?;
-        let (out_rows, experts) = self.experts.forward(env, &sent, plan.offsets())?;
-        let out = plan.combine(env.ep, &out_rows, env.hidden, true)?;
-        v3_numerics::ops::add_assign(y, &out)?;
-        let shared = match &self.shared {
-            Some(mlp) => {
-                let (out, saved) = mlp.forward(env, act, &[0, act.rows()])?;
-                v3_numerics::ops::add_assign(y, &out)?;
-                Some(saved)
-            }
-            None => None,
-        };
-        let counts = routing.expert_counts(router.num_experts)?;
-        let report = RouterReport { layer: self.layer, counts, balance };
-        Ok((Saved { routing, plan, rows: sent, out_rows, experts, shared, dlogits }, report))
+        let counts = routing.expert_counts(env.moe()?.router.num_experts)?;
+        let phase = ForwardPhase::Routed(Payload::new(env, h)?);
+        Ok((Forward { routing, dlogits, phase }, RouterReport { layer: self.layer, counts, balance }))
+    }
+
+    /// The experts on the rows that came, and the shared experts on the normalised rows `act` of this rank.
+    pub fn compute(&self, env: &Env<'_>, act: &Activation, forward: &mut Forward) -> Result<()> {
+        let ForwardPhase::Dispatched(Dispatched { plan, rows }) = forward.take() else { return Err(out_of_order("experts")) };
+        let (out_rows, experts) = self.experts.forward(env, &rows, plan.offsets())?;
+        let shared = self.shared.as_ref().map(|mlp| mlp.forward(env, act, &[0, act.rows()])).transpose()?;
+        forward.phase = ForwardPhase::Computed(Computed { plan, rows, out_rows, experts, shared });
+        Ok(())
     }
 
     /// The balance loss of each sequence and the gradient of the step's loss through it.
@@ -177,31 +165,38 @@ impl Moe {
         Ok((losses, dlogits))
     }
 
-    /// Backward for inputs: writes the gradient of the normalised rows to `dh`.
-    pub fn backward_input(&self, env: &Env<'_>, saved: &mut Saved, dy: &[f32], dh: &mut Vec<f32>) -> Result<()> {
-        let (router, hidden) = (&env.moe()?.router, env.hidden);
-        let (dout_rows, dweights) = saved.plan.combine_backward(env.ep, dy, &saved.out_rows, hidden)?;
-        saved.out_rows = Vec::new();
+    /// Backward for inputs of experts, router and shared experts; `dy` is the gradient of the layer's output.
+    pub fn compute_backward(&self, env: &Env<'_>, saved: &mut Saved, dy: &[f32], backward: &mut Backward) -> Result<()> {
+        let BackwardPhase::Combined(dout_rows, dweights) = backward.take() else { return Err(out_of_order("experts")) };
+        let hidden = env.hidden;
         let n = saved.plan.expert_rows();
         let mut drows = vec![0.0; n * hidden];
-        self.experts.backward_input(
-            &mut saved.experts,
-            saved.plan.offsets(),
-            dout_rows,
-            MatMut::new(&mut drows, n, hidden)?,
-            false,
-        )?;
-        *dh = saved.plan.dispatch_backward(env.ep, &drows, hidden)?;
-        let m = dh.len() / hidden;
-        let dlogits = router::route_backward(router, &saved.routing, &dweights)?;
+        let offsets = saved.plan.offsets();
+        self.experts.backward_input(&mut saved.experts, offsets, dout_rows, MatMut::new(&mut drows, n, hidden)?, false)?;
+        let dlogits = router::route_backward(&env.moe()?.router, &saved.routing, &dweights)?;
         v3_numerics::ops::add_assign(&mut saved.dlogits, &dlogits)?;
-        let gate = MatRef::new(env.store.at(&self.gate), router.num_experts, hidden)?;
-        let dlogits = MatRef::new(&saved.dlogits, m, router.num_experts)?;
-        gemm::gemm(dlogits, gate, MatMut::new(dh, m, hidden)?, true)?;
+        let mut dshared = Vec::new();
         if let (Some(mlp), Some(shared)) = (&self.shared, &mut saved.shared) {
-            mlp.backward_input(shared, &[0, m], dy.to_vec(), MatMut::new(dh, m, hidden)?, true)?;
+            let m = dy.len() / hidden;
+            dshared = vec![0.0; dy.len()];
+            mlp.backward_input(shared, &[0, m], dy.to_vec(), MatMut::new(&mut dshared, m, hidden)?, false)?;
         }
+        backward.phase = BackwardPhase::Computed { drows, dshared };
         Ok(())
+    }
+
+    /// The gradient of the normalised rows: what came back from the experts, then the router's part, then the shared experts'.
+    pub fn finish_backward(&self, env: &Env<'_>, saved: &Saved, backward: Backward) -> Result<Vec<f32>> {
+        let BackwardPhase::Dispatched { mut dh, dshared } = backward.phase else { return Err(out_of_order("dispatch")) };
+        let experts = env.moe()?.router.num_experts;
+        let m = dh.len() / env.hidden;
+        let gate = MatRef::new(env.store.at(&self.gate), experts, env.hidden)?;
+        let dlogits = MatRef::new(&saved.dlogits, m, experts)?;
+        gemm::gemm(dlogits, gate, MatMut::new(&mut dh, m, env.hidden)?, true)?;
+        if self.shared.is_some() {
+            v3_numerics::ops::add_assign(&mut dh, &dshared)?;
+        }
+        Ok(dh)
     }
 
     /// Backward for weights; `h` is the normalised input, `act` the same as a GEMM operand.
@@ -219,25 +214,148 @@ impl Moe {
     }
 }
 
-/// Sends the normalised rows to their experts in the precision of the linear layers: a row is quantised by itself, so doing it
-/// before the rows travel gives the bits of doing it after, and they take a half or a quarter of the bytes.
-fn send_rows(env: &Env<'_>, plan: &Plan, h: &[f32]) -> Result<Activation> {
-    let (rows, hidden) = (plan.expert_rows(), env.hidden);
-    match env.precision {
-        Precision::F32 => env.activation(plan.dispatch(env.ep, h, hidden)?, rows, hidden),
-        Precision::Bf16 => {
-            let mut narrow = vec![bf16::ZERO; h.len()];
-            convert::f32_to_bf16(h, &mut narrow)?;
-            let mut sent = vec![0.0; rows * hidden];
-            convert::bf16_to_f32(&plan.dispatch(env.ep, &narrow, hidden)?, &mut sent)?;
-            env.activation(sent, rows, hidden)
-        }
-        Precision::Fp8 => {
-            let q = quantize_1x128(MatRef::new(h, h.len() / hidden, hidden)?, ACTIVATION_SCALES);
-            let scales = (q.scales(), hidden.div_ceil(128));
-            let (data, scales) = plan.dispatch_pair(env.ep, (q.data(), hidden), scales)?;
-            Ok(Activation::from_block_scaled(BlockScaled::new(data, scales, rows, hidden, Block::Row128)?)?)
-        }
+/// A forward under way: what one component leaves for the next.
+#[derive(Debug)]
+pub struct Forward {
+    routing: Routing,
+    dlogits: Vec<f32>,
+    phase: ForwardPhase,
+}
+
+#[derive(Debug)]
+enum ForwardPhase {
+    Routed(Payload),
+    Dispatching(Pending<Dispatched>),
+    Dispatched(Dispatched),
+    Computed(Computed),
+    Combining(Pending<Vec<f32>>, Computed),
+    /// A component took it and failed.
+    Taken,
+}
+
+#[derive(Debug)]
+struct Computed {
+    plan: Arc<Plan>,
+    rows: Activation,
+    out_rows: Vec<f32>,
+    experts: mlp::Saved,
+    shared: Option<(Vec<f32>, mlp::Saved)>,
+}
+
+impl Forward {
+    fn take(&mut self) -> ForwardPhase {
+        std::mem::replace(&mut self.phase, ForwardPhase::Taken)
+    }
+
+    /// The rows leave for their experts.
+    pub fn start_dispatch(&mut self, env: &Env<'_>) -> Result<()> {
+        let ForwardPhase::Routed(payload) = self.take() else { return Err(out_of_order("dispatch")) };
+        self.phase = ForwardPhase::Dispatching(exchange::start_dispatch(env, &self.routing, payload)?);
+        Ok(())
+    }
+
+    /// The rows of this rank's experts are here.
+    pub fn finish_dispatch(&mut self, env: &Env<'_>) -> Result<()> {
+        let ForwardPhase::Dispatching(pending) = self.take() else { return Err(out_of_order("dispatch")) };
+        self.phase = ForwardPhase::Dispatched(pending.finish(env)?);
+        Ok(())
+    }
+
+    /// The experts' outputs leave for their tokens.
+    pub fn start_combine(&mut self, env: &Env<'_>) -> Result<()> {
+        let ForwardPhase::Computed(computed) = self.take() else { return Err(out_of_order("combine")) };
+        let pending = exchange::start_combine(env, &computed.plan, &computed.out_rows, true)?;
+        self.phase = ForwardPhase::Combining(pending, computed);
+        Ok(())
+    }
+
+    /// Adds the experts' output to `y`, and after it the shared experts'.
+    pub fn finish_combine(self, env: &Env<'_>, y: &mut [f32]) -> Result<Saved> {
+        let ForwardPhase::Combining(pending, computed) = self.phase else { return Err(out_of_order("combine")) };
+        v3_numerics::ops::add_assign(y, &pending.finish(env)?)?;
+        let Computed { plan, rows, out_rows, experts, shared } = computed;
+        let shared = match shared {
+            Some((out, saved)) => {
+                v3_numerics::ops::add_assign(y, &out)?;
+                Some(saved)
+            }
+            None => None,
+        };
+        Ok(Saved { routing: self.routing, plan, rows, out_rows, experts, shared, dlogits: self.dlogits })
+    }
+
+    /// Bytes that will be kept, as far as they are there.
+    pub fn bytes(&self) -> usize {
+        let phase = match &self.phase {
+            ForwardPhase::Dispatched(d) => d.plan.bytes() + d.rows.bytes(),
+            ForwardPhase::Computed(c) | ForwardPhase::Combining(_, c) => {
+                let shared = c.shared.as_ref().map_or(0, |(_, saved)| saved.bytes());
+                c.plan.bytes() + c.rows.bytes() + c.out_rows.len() * 4 + c.experts.bytes() + shared
+            }
+            _ => 0,
+        };
+        self.routing.bytes() + self.dlogits.len() * 4 + phase
+    }
+}
+
+/// A backward for inputs under way.
+#[derive(Debug, Default)]
+pub struct Backward {
+    phase: BackwardPhase,
+}
+
+#[derive(Debug, Default)]
+enum BackwardPhase {
+    #[default]
+    Begun,
+    Combining(Pending<(Vec<f32>, Vec<f32>)>),
+    Combined(Vec<f32>, Vec<f32>),
+    Computed {
+        drows: Vec<f32>,
+        dshared: Vec<f32>,
+    },
+    Dispatching(Pending<Vec<f32>>, Vec<f32>),
+    Dispatched {
+        dh: Vec<f32>,
+        dshared: Vec<f32>,
+    },
+    /// A component took it and failed.
+    Taken,
+}
+
+impl Backward {
+    fn take(&mut self) -> BackwardPhase {
+        std::mem::replace(&mut self.phase, BackwardPhase::Taken)
+    }
+
+    /// The gradient `dy` of the layer's output leaves for the experts. The experts' outputs are not needed beyond it.
+    pub fn start_combine(&mut self, env: &Env<'_>, saved: &mut Saved, dy: &[f32]) -> Result<()> {
+        let BackwardPhase::Begun = self.take() else { return Err(out_of_order("combine")) };
+        let out_rows = std::mem::take(&mut saved.out_rows);
+        self.phase = BackwardPhase::Combining(exchange::start_combine_backward(env, &saved.plan, dy, out_rows)?);
+        Ok(())
+    }
+
+    /// The gradients of this rank's expert rows and of the router's weights are here.
+    pub fn finish_combine(&mut self, env: &Env<'_>) -> Result<()> {
+        let BackwardPhase::Combining(pending) = self.take() else { return Err(out_of_order("combine")) };
+        let (dout_rows, dweights) = pending.finish(env)?;
+        self.phase = BackwardPhase::Combined(dout_rows, dweights);
+        Ok(())
+    }
+
+    /// The gradients of the experts' inputs leave for their tokens.
+    pub fn start_dispatch(&mut self, env: &Env<'_>, saved: &Saved) -> Result<()> {
+        let BackwardPhase::Computed { drows, dshared } = self.take() else { return Err(out_of_order("dispatch")) };
+        self.phase = BackwardPhase::Dispatching(exchange::start_combine(env, &saved.plan, &drows, false)?, dshared);
+        Ok(())
+    }
+
+    /// The sums of the gradients are here.
+    pub fn finish_dispatch(&mut self, env: &Env<'_>) -> Result<()> {
+        let BackwardPhase::Dispatching(pending, dshared) = self.take() else { return Err(out_of_order("dispatch")) };
+        self.phase = BackwardPhase::Dispatched { dh: pending.finish(env)?, dshared };
+        Ok(())
     }
 }
 
