@@ -47,6 +47,7 @@
 //! Greedy generation gives the same tokens with and without drafts. What a user can get wrong is one sentence that names
 //! file, tensor or option ([`Error`]).
 pub mod checkpoint;
+pub mod components;
 pub mod config;
 pub mod convert;
 pub mod error;

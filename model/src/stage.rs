@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use v3_numerics::ops;
+use dualpipe::{Component, ComponentKind, Half, StageComponents};
+use dualpipe::Work;
 use v3_ranks::Comm;
 
+use crate::components::{self, BackwardFlight, ForwardFlight};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
@@ -13,12 +15,14 @@ use crate::layers::block::{self, Block};
 use crate::layers::linear::Packing;
 use crate::layers::moe::{self, RouterReport};
 use crate::layers::tail::{self, Chunk, Tail, TailReport};
-use crate::layers::{Rows, Settings};
+use crate::layers::Settings;
 use crate::params::ParamStore;
 
 /// One stage's weights.
 #[derive(Debug)]
 pub struct StageWeights {
+    /// The components of a forward and of a backward; see [`crate::components`].
+    pub components: [Vec<Component>; 2],
     /// The embedding, on the first stage.
     pub embed: Option<Range<usize>>,
     /// The blocks.
@@ -28,13 +32,13 @@ pub struct StageWeights {
 }
 
 /// What a chunk keeps on one stage.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Saved {
     /// Of each block.
     pub blocks: Vec<block::Saved>,
     /// Of the tail.
     pub tail: Option<tail::Saved>,
-    dinput: Vec<f32>,
+    pub(crate) dinput: Vec<f32>,
 }
 
 /// Bytes of activations by kind.
@@ -83,8 +87,11 @@ pub struct RankModel {
     pub report: StepReport,
     /// The largest sum of kept bytes so far, split by kind at that moment.
     pub peak: ActivationBytes,
-    ep: Comm,
-    saved: HashMap<(usize, usize), Saved>,
+    pub(crate) ep: Comm,
+    /// By stage and micro-batch, as the next three.
+    pub(crate) saved: HashMap<(usize, usize), Saved>,
+    pub(crate) forwards: HashMap<(usize, usize), ForwardFlight>,
+    pub(crate) backwards: HashMap<(usize, usize), BackwardFlight>,
     kept: HashMap<(usize, usize), ActivationBytes>,
 }
 
@@ -114,7 +121,10 @@ impl RankModel {
             let last = stage + 1 == grid.layers.len();
             let tail = last.then(|| Tail::new(config, grid.modules, weights, experts.clone(), &store, precision, packing));
             let embed = if stage == 0 { Some(store.param(tail::EMBED)?.range()) } else { None };
-            stages.insert(stage, StageWeights { embed, blocks, tail: tail.transpose()? });
+            let (tail, components) = (tail.transpose()?, [Vec::new(), Vec::new()]);
+            let mut weights = StageWeights { components, embed, blocks, tail };
+            weights.components = [Half::Forward, Half::Backward].map(|half| components::list(&weights, half));
+            stages.insert(stage, weights);
         }
         let grads = if packing == Packing::Training { vec![0.0; store.weights.len()] } else { Vec::new() };
         Ok(Self {
@@ -128,6 +138,8 @@ impl RankModel {
             peak: ActivationBytes::default(),
             ep,
             saved: HashMap::new(),
+            forwards: HashMap::new(),
+            backwards: HashMap::new(),
             kept: HashMap::new(),
         })
     }
@@ -153,6 +165,8 @@ impl RankModel {
         self.grads.fill(0.0);
         self.report = StepReport::default();
         self.saved.clear();
+        self.forwards.clear();
+        self.backwards.clear();
         self.kept.clear();
     }
 
@@ -172,16 +186,8 @@ impl RankModel {
         self.saved.remove(&(stage, micro_batch))
     }
 
-    fn weights(&self, stage: usize) -> Result<&StageWeights> {
-        self.stages.get(&stage).ok_or_else(|| missing(stage))
-    }
-
-    fn chunk(&self, micro_batch: usize) -> Result<&Chunk> {
-        let found = self.chunks.get(micro_batch);
-        found.ok_or_else(|| Error::Piece { piece: "v3-model", message: format!("no micro-batch {micro_batch} in this step") })
-    }
-
-    fn account(&mut self, key: (usize, usize)) {
+    /// Counts what a chunk keeps now.
+    pub(crate) fn account(&mut self, key: (usize, usize)) {
         let Some(saved) = self.saved.get(&key) else {
             self.kept.remove(&key);
             return;
@@ -191,7 +197,7 @@ impl RankModel {
             bytes.attention += attention;
             bytes.ffn += ffn;
         }
-        bytes.ffn += saved.dinput.len() * 4;
+        bytes.ffn += saved.dinput.len() * 4 + self.forwards.get(&key).map_or(0, ForwardFlight::bytes);
         self.kept.insert(key, bytes);
         let sum = self.kept.values().fold(ActivationBytes::default(), |a, b| ActivationBytes {
             attention: a.attention + b.attention,
@@ -204,98 +210,29 @@ impl RankModel {
     }
 }
 
-fn missing(stage: usize) -> Error {
-    Error::Piece { piece: "v3-model", message: format!("stage {stage} is not on this rank") }
-}
-
 impl dualpipe::Stage for RankModel {
     type Error = Error;
 
     fn forward(&mut self, stage: usize, micro_batch: usize, input: Option<Vec<f32>>) -> Result<Option<Vec<f32>>> {
-        let weights = self.weights(stage)?;
-        let chunk = self.chunk(micro_batch)?;
-        let env = self.settings.env(&self.store, &self.ep);
-        let rows: Rows = chunk.rows_of(0);
-        let mut x = match (&weights.embed, input) {
-            (Some(embed), None) => {
-                let mut x = vec![0.0; rows.len() * env.hidden];
-                ops::embedding_gather(&chunk.inputs(0), self.store.at(embed), env.hidden, &mut x)?;
-                x
-            }
-            (None, Some(x)) => x,
-            _ => return Err(crate::layers::out_of_order("stage")),
-        };
-        let mut saved = Saved { blocks: Vec::with_capacity(weights.blocks.len()), tail: None, dinput: Vec::new() };
-        let mut routers = Vec::new();
-        for block in &weights.blocks {
-            let (y, s, router) = block.forward(&env, &rows, x)?;
-            saved.blocks.push(s);
-            routers.extend(router);
-            x = y;
-        }
-        let mut output = None;
-        let mut tail_report = None;
-        match &weights.tail {
-            Some(tail) => {
-                let (s, report) = tail.forward(&env, chunk, x)?;
-                saved.tail = Some(s);
-                tail_report = Some(report);
-            }
-            None => output = Some(x),
-        }
-        if let Some(mut report) = tail_report {
-            routers.append(&mut report.routers);
-            self.report.tails.insert(micro_batch, report);
-        }
-        self.report.routers.extend(routers.into_iter().map(|r| (micro_batch, r)));
-        self.saved.insert((stage, micro_batch), saved);
-        self.account((stage, micro_batch));
-        Ok(output)
+        self.begin(Half::Forward, Work { stage, micro_batch, input })?;
+        self.run_all(Half::Forward, stage, micro_batch, |_| true)?;
+        let result = self.result(Half::Forward, stage, micro_batch)?;
+        self.end(Half::Forward, stage, micro_batch)?;
+        Ok(result)
     }
 
     fn backward_input(&mut self, stage: usize, micro_batch: usize, grad: Option<Vec<f32>>) -> Result<Option<Vec<f32>>> {
-        let key = (stage, micro_batch);
-        let mut saved = self.saved.remove(&key).ok_or_else(|| crate::layers::out_of_order("stage"))?;
-        let weights = self.weights(stage)?;
-        let chunk = self.chunk(micro_batch)?;
-        let env = self.settings.env(&self.store, &self.ep);
-        let rows = chunk.rows_of(0);
-        let mut dx = match (&weights.tail, &mut saved.tail, grad) {
-            (Some(tail), Some(s), None) => tail.backward_input(&env, chunk, s)?,
-            (None, None, Some(grad)) => grad,
-            _ => return Err(crate::layers::out_of_order("stage")),
-        };
-        for (block, s) in weights.blocks.iter().zip(&mut saved.blocks).rev() {
-            dx = block.backward_input(&env, &rows, s, dx)?;
-        }
-        let output = if weights.embed.is_some() {
-            saved.dinput = dx;
-            None
-        } else {
-            Some(dx)
-        };
-        self.saved.insert(key, saved);
-        self.account(key);
-        Ok(output)
+        self.begin(Half::Backward, Work { stage, micro_batch, input: grad })?;
+        self.run_all(Half::Backward, stage, micro_batch, |kind| !kind.is_weight())?;
+        self.result(Half::Backward, stage, micro_batch)
     }
 
     fn backward_weight(&mut self, stage: usize, micro_batch: usize) -> Result<()> {
-        let key = (stage, micro_batch);
-        let saved = self.saved.remove(&key).ok_or_else(|| crate::layers::out_of_order("stage"))?;
-        let Self { settings, store, grads, stages, chunks, ep, .. } = self;
-        let env = settings.env(store, ep);
-        let weights = stages.get(&stage).ok_or_else(|| missing(stage))?;
-        let chunk = chunks.get(micro_batch).ok_or_else(|| crate::layers::out_of_order("stage"))?;
-        if let (Some(tail), Some(s)) = (&weights.tail, saved.tail) {
-            tail.backward_weight(&env, chunk, s, grads)?;
-        }
-        for (block, s) in weights.blocks.iter().zip(saved.blocks).rev() {
-            block.backward_weight(&env, s, grads)?;
-        }
-        if let Some(embed) = &weights.embed {
-            ops::embedding_scatter_add(&chunk.inputs(0), &env.factor(&saved.dinput), env.hidden, &mut grads[embed.clone()])?;
-        }
-        self.account(key);
-        Ok(())
+        self.run_all(Half::Backward, stage, micro_batch, ComponentKind::is_weight)?;
+        self.end(Half::Backward, stage, micro_batch)
+    }
+
+    fn by_components(&mut self) -> Option<&mut dyn StageComponents<Error = Error>> {
+        Some(self)
     }
 }

@@ -1,0 +1,342 @@
+//! A chunk of a stage in components: the parts between which a schedule can change from one chunk to another, so that one chunk's
+//! communication is under way while another computes.
+//!
+//! A forward is the embedding (first stage), then for each layer attention, dispatch, networks and combine, then head, loss and
+//! multi-token-prediction modules (last stage). A backward runs the other way, with the networks' and the attention's weights
+//! in components of their own, which nothing else waits for. A dense layer has no communication. The modules are one component
+//! with the head: their own exchanges are waited for inside.
+//!
+//! Layers are numbered within their stage; what belongs to no layer (the weights of head, modules and embedding) has the number
+//! after the last.
+
+use dualpipe::Work;
+use dualpipe::{Component, ComponentKind, Half, StageComponents};
+use v3_numerics::ops;
+
+use crate::error::{Error, Result};
+use crate::layers::{Rows, block, out_of_order};
+use crate::stage::{RankModel, Saved, StageWeights};
+
+/// A chunk's forward between two of its components.
+#[derive(Debug)]
+pub struct ForwardFlight {
+    rows: Rows,
+    /// The residual stream between two blocks.
+    x: Option<Vec<f32>>,
+    block: Option<block::Forward>,
+}
+
+impl ForwardFlight {
+    /// Bytes that will be kept and are not yet among what is.
+    pub(crate) fn bytes(&self) -> usize {
+        self.block.as_ref().map_or(0, block::Forward::bytes)
+    }
+}
+
+/// A chunk's backward between two of its components.
+#[derive(Debug)]
+pub struct BackwardFlight {
+    rows: Rows,
+    /// The gradient of the residual stream between two blocks.
+    dx: Option<Vec<f32>>,
+    block: Option<block::Backward>,
+}
+
+/// The components of one half of a stage's chunk, in an order in which they can run one after another.
+pub(crate) fn list(weights: &StageWeights, half: Half) -> Vec<Component> {
+    let mut list: Vec<Component> = Vec::new();
+    let mut last = None;
+    // Adds a component after `last`; returns its index.
+    let mut push = |kind, layer, after: &[Option<usize>]| {
+        list.push(Component::new(kind, layer, after.iter().flatten().copied().collect::<Vec<_>>()));
+        Some(list.len() - 1)
+    };
+    let outside = weights.blocks.len();
+    match half {
+        Half::Forward => {
+            if weights.embed.is_some() {
+                last = push(ComponentKind::Enter, 0, &[]);
+            }
+            for (layer, block) in weights.blocks.iter().enumerate() {
+                last = push(ComponentKind::Attention, layer, &[last]);
+                if block.is_moe() {
+                    last = push(ComponentKind::Dispatch, layer, &[last]);
+                }
+                last = push(ComponentKind::Mlp, layer, &[last]);
+                if block.is_moe() {
+                    last = push(ComponentKind::Combine, layer, &[last]);
+                }
+            }
+            if weights.tail.is_some() {
+                push(ComponentKind::Leave, outside, &[last]);
+            }
+        }
+        Half::Backward => {
+            if weights.tail.is_some() {
+                last = push(ComponentKind::Enter, outside, &[]);
+            }
+            let head = last;
+            for (layer, block) in weights.blocks.iter().enumerate().rev() {
+                if block.is_moe() {
+                    last = push(ComponentKind::CombineBackward, layer, &[last]);
+                }
+                last = push(ComponentKind::MlpInput, layer, &[last]);
+                push(ComponentKind::MlpWeight, layer, &[last]);
+                if block.is_moe() {
+                    last = push(ComponentKind::DispatchBackward, layer, &[last]);
+                }
+                last = push(ComponentKind::AttentionInput, layer, &[last]);
+                push(ComponentKind::AttentionWeight, layer, &[last]);
+            }
+            let mut tail = None;
+            if weights.tail.is_some() {
+                tail = push(ComponentKind::MlpWeight, outside, &[head]);
+            }
+            if weights.embed.is_some() {
+                // Modules add to the embedding's gradient too.
+                push(ComponentKind::AttentionWeight, outside, &[last, tail]);
+            }
+        }
+    }
+    list
+}
+
+/// What is to be done with a component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Compute,
+    Start,
+    Finish,
+}
+
+fn missing(stage: usize) -> Error {
+    Error::Piece { piece: "v3-model", message: format!("stage {stage} is not on this rank") }
+}
+
+fn no_chunk(micro_batch: usize) -> Error {
+    Error::Piece { piece: "v3-model", message: format!("no micro-batch {micro_batch} in this step") }
+}
+
+impl RankModel {
+    /// Runs those components of a half that `pick` picks, one after another.
+    pub(crate) fn run_all(
+        &mut self,
+        half: Half,
+        stage: usize,
+        micro_batch: usize,
+        pick: impl Fn(ComponentKind) -> bool,
+    ) -> Result<()> {
+        let weights = self.stages.get(&stage).ok_or_else(|| missing(stage))?;
+        let kinds: Vec<ComponentKind> = weights.components[half as usize].iter().map(|component| component.kind).collect();
+        for (index, kind) in kinds.into_iter().enumerate().filter(|(_, kind)| pick(*kind)) {
+            if kind.communicates() {
+                self.run(half, stage, micro_batch, index, Part::Start)?;
+                self.run(half, stage, micro_batch, index, Part::Finish)?;
+            } else {
+                self.run(half, stage, micro_batch, index, Part::Compute)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, half: Half, stage: usize, micro_batch: usize, index: usize, part: Part) -> Result<()> {
+        let weights = self.stages.get(&stage).ok_or_else(|| missing(stage))?;
+        let component = weights.components[half as usize].get(index).ok_or_else(|| out_of_order("component"))?;
+        let (kind, layer) = (component.kind, component.layer);
+        if kind.communicates() != (part != Part::Compute) {
+            return Err(out_of_order("component"));
+        }
+        match half {
+            Half::Forward => self.run_forward(stage, micro_batch, kind, layer, part)?,
+            Half::Backward if kind.is_weight() => self.run_weights(stage, micro_batch, kind, layer)?,
+            Half::Backward => self.run_backward(stage, micro_batch, kind, layer, part)?,
+        }
+        self.account((stage, micro_batch));
+        Ok(())
+    }
+
+    fn run_forward(&mut self, stage: usize, micro_batch: usize, kind: ComponentKind, layer: usize, part: Part) -> Result<()> {
+        let Self { settings, store, stages, chunks, ep, report, forwards, saved, .. } = self;
+        let env = settings.env(store, ep);
+        let weights = stages.get(&stage).ok_or_else(|| missing(stage))?;
+        let chunk = chunks.get(micro_batch).ok_or_else(|| no_chunk(micro_batch))?;
+        let (Some(flight), Some(saved)) = (forwards.get_mut(&(stage, micro_batch)), saved.get_mut(&(stage, micro_batch))) else {
+            return Err(out_of_order("forward"));
+        };
+        match kind {
+            ComponentKind::Enter => {
+                let embed = weights.embed.as_ref().ok_or_else(|| out_of_order("embedding"))?;
+                let mut x = vec![0.0; flight.rows.len() * env.hidden];
+                ops::embedding_gather(&chunk.inputs(0), store.at(embed), env.hidden, &mut x)?;
+                flight.x = Some(x);
+                return Ok(());
+            }
+            ComponentKind::Leave => {
+                let tail = weights.tail.as_ref().ok_or_else(|| out_of_order("head"))?;
+                let x = flight.x.take().ok_or_else(|| out_of_order("head"))?;
+                let (kept, mut found) = tail.forward(&env, chunk, x)?;
+                saved.tail = Some(kept);
+                report.routers.extend(found.routers.drain(..).map(|router| (micro_batch, router)));
+                report.tails.insert(micro_batch, found);
+                return Ok(());
+            }
+            _ => {}
+        }
+        let block = weights.blocks.get(layer).ok_or_else(|| out_of_order("layer"))?;
+        if kind == ComponentKind::Attention {
+            let x = flight.x.take().filter(|_| saved.blocks.len() == layer).ok_or_else(|| out_of_order("attention"))?;
+            let (kept, forward, router) = block.attention(&env, &flight.rows, x)?;
+            saved.blocks.push(kept);
+            report.routers.extend(router.map(|router| (micro_batch, router)));
+            flight.block = Some(forward);
+            return Ok(());
+        }
+        let forward = flight.block.as_mut().ok_or_else(|| out_of_order("layer"))?;
+        let kept = saved.blocks.get_mut(layer).ok_or_else(|| out_of_order("layer"))?;
+        let whole = match (kind, part) {
+            (ComponentKind::Dispatch, Part::Start) => return forward.start_dispatch(&env),
+            (ComponentKind::Dispatch, _) => return forward.finish_dispatch(&env),
+            (ComponentKind::Combine, Part::Start) => return forward.start_combine(&env),
+            (ComponentKind::Combine, _) => {
+                forward.finish_combine(&env, kept)?;
+                true
+            }
+            (ComponentKind::Mlp, _) => {
+                block.mlp(&env, kept, forward)?;
+                !block.is_moe()
+            }
+            _ => return Err(out_of_order("component")),
+        };
+        if let (true, Some(forward)) = (whole, flight.block.take_if(|_| whole)) {
+            flight.x = Some(forward.output(&env, kept));
+        }
+        Ok(())
+    }
+
+    fn run_backward(&mut self, stage: usize, micro_batch: usize, kind: ComponentKind, layer: usize, part: Part) -> Result<()> {
+        let Self { settings, store, stages, chunks, ep, backwards, saved, .. } = self;
+        let env = settings.env(store, ep);
+        let weights = stages.get(&stage).ok_or_else(|| missing(stage))?;
+        let chunk = chunks.get(micro_batch).ok_or_else(|| no_chunk(micro_batch))?;
+        let (Some(flight), Some(saved)) = (backwards.get_mut(&(stage, micro_batch)), saved.get_mut(&(stage, micro_batch))) else {
+            return Err(out_of_order("backward"));
+        };
+        if kind == ComponentKind::Enter {
+            let (Some(tail), Some(kept)) = (&weights.tail, &mut saved.tail) else { return Err(out_of_order("head")) };
+            flight.dx = Some(tail.backward_input(&env, chunk, kept)?);
+            return Ok(());
+        }
+        let block = weights.blocks.get(layer).ok_or_else(|| out_of_order("layer"))?;
+        let kept = saved.blocks.get_mut(layer).ok_or_else(|| out_of_order("layer"))?;
+        // The first component of a layer takes the gradient of the layer's output.
+        if flight.block.is_none() {
+            flight.block = flight.dx.take().map(block::Backward::new);
+        }
+        let backward = flight.block.as_mut().ok_or_else(|| out_of_order("layer"))?;
+        match (kind, part) {
+            (ComponentKind::CombineBackward, Part::Start) => backward.start_combine(&env, kept),
+            (ComponentKind::CombineBackward, _) => backward.finish_combine(&env),
+            (ComponentKind::MlpInput, _) => block.mlp_input(&env, kept, backward),
+            (ComponentKind::DispatchBackward, Part::Start) => backward.start_dispatch(&env, kept),
+            (ComponentKind::DispatchBackward, _) => backward.finish_dispatch(&env),
+            (ComponentKind::AttentionInput, _) => {
+                let backward = flight.block.take().ok_or_else(|| out_of_order("layer"))?;
+                let dx = block.attention_input(&env, &flight.rows, kept, backward)?;
+                if layer == 0 && weights.embed.is_some() {
+                    saved.dinput = dx;
+                } else {
+                    flight.dx = Some(dx);
+                }
+                Ok(())
+            }
+            _ => Err(out_of_order("component")),
+        }
+    }
+
+    fn run_weights(&mut self, stage: usize, micro_batch: usize, kind: ComponentKind, layer: usize) -> Result<()> {
+        let Self { settings, store, grads, stages, chunks, ep, saved, .. } = self;
+        let env = settings.env(store, ep);
+        let weights = stages.get(&stage).ok_or_else(|| missing(stage))?;
+        let chunk = chunks.get(micro_batch).ok_or_else(|| no_chunk(micro_batch))?;
+        let saved = saved.get_mut(&(stage, micro_batch)).ok_or_else(|| out_of_order("weights"))?;
+        match (kind, weights.blocks.get(layer).zip(saved.blocks.get_mut(layer))) {
+            (ComponentKind::MlpWeight, Some((block, kept))) => block.mlp_weight(&env, kept, grads),
+            (ComponentKind::AttentionWeight, Some((block, kept))) => block.attention_weight(&env, kept, grads),
+            (ComponentKind::MlpWeight, None) => {
+                let (Some(tail), Some(kept)) = (&weights.tail, saved.tail.take()) else { return Err(out_of_order("head")) };
+                tail.backward_weight(&env, chunk, kept, grads)
+            }
+            (_, None) => {
+                let embed = weights.embed.as_ref().ok_or_else(|| out_of_order("embedding"))?;
+                let dinput = std::mem::take(&mut saved.dinput);
+                Ok(ops::embedding_scatter_add(&chunk.inputs(0), &env.factor(&dinput), env.hidden, &mut grads[embed.clone()])?)
+            }
+            _ => Err(out_of_order("component")),
+        }
+    }
+}
+
+impl StageComponents for RankModel {
+    type Error = Error;
+
+    fn components(&self, half: Half, stage: usize) -> Vec<Component> {
+        self.stages.get(&stage).map_or(Vec::new(), |weights| weights.components[half as usize].clone())
+    }
+
+    fn begin(&mut self, half: Half, work: Work) -> Result<()> {
+        let Work { stage, micro_batch, input } = work;
+        let weights = self.stages.get(&stage).ok_or_else(|| missing(stage))?;
+        let rows = self.chunks.get(micro_batch).ok_or_else(|| no_chunk(micro_batch))?.rows_of(0);
+        let key = (stage, micro_batch);
+        let own = match half {
+            Half::Forward => weights.embed.is_some(),
+            Half::Backward => weights.tail.is_some(),
+        };
+        if own == input.is_some() {
+            return Err(out_of_order("stage"));
+        }
+        match half {
+            Half::Forward => {
+                self.saved.insert(key, Saved { blocks: Vec::with_capacity(weights.blocks.len()), ..Saved::default() });
+                self.forwards.insert(key, ForwardFlight { rows, x: input, block: None });
+            }
+            Half::Backward => {
+                if !self.saved.contains_key(&key) || self.forwards.contains_key(&key) {
+                    return Err(out_of_order("stage"));
+                }
+                self.backwards.insert(key, BackwardFlight { rows, dx: input, block: None });
+            }
+        }
+        Ok(())
+    }
+
+    fn compute(&mut self, half: Half, stage: usize, micro_batch: usize, component: usize) -> Result<()> {
+        self.run(half, stage, micro_batch, component, Part::Compute)
+    }
+
+    fn start(&mut self, half: Half, stage: usize, micro_batch: usize, component: usize) -> Result<()> {
+        self.run(half, stage, micro_batch, component, Part::Start)
+    }
+
+    fn finish(&mut self, half: Half, stage: usize, micro_batch: usize, component: usize) -> Result<()> {
+        self.run(half, stage, micro_batch, component, Part::Finish)
+    }
+
+    fn result(&mut self, half: Half, stage: usize, micro_batch: usize) -> Result<Option<Vec<f32>>> {
+        let key = (stage, micro_batch);
+        match half {
+            Half::Forward => Ok(self.forwards.get_mut(&key).and_then(|flight| flight.x.take())),
+            Half::Backward => Ok(self.backwards.remove(&key).and_then(|flight| flight.dx)),
+        }
+    }
+
+    fn end(&mut self, half: Half, stage: usize, micro_batch: usize) -> Result<()> {
+        let key = (stage, micro_batch);
+        match half {
+            Half::Forward => drop(self.forwards.remove(&key)),
+            Half::Backward => drop(self.saved.remove(&key)),
+        }
+        self.account(key);
+        Ok(())
+    }
+}
