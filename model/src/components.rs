@@ -237,7 +237,7 @@ impl RankModel {
             (ComponentKind::CombineBackward, Part::Start) => backward.start_combine(&env, kept),
             (ComponentKind::CombineBackward, _) => backward.finish_combine(&env),
             (ComponentKind::MlpInput, _) => block.mlp_input(&env, kept, backward),
-            (ComponentKind::DispatchBackward, Part::Start) => backward.start_dispatch(&env, kept),
+            (ComponentKind::DispatchBackward, Part::Start) => backward.start_dispatch(&env),
             (ComponentKind::DispatchBackward, _) => backward.finish_dispatch(&env),
             (ComponentKind::AttentionInput, _) => {
                 let backward = flight.block.take().ok_or_else(|| out_of_order("layer"))?;

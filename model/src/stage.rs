@@ -3,19 +3,19 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use dualpipe::{Component, ComponentKind, Half, StageComponents};
 use dualpipe::Work;
+use dualpipe::{Component, ComponentKind, Half, StageComponents};
 use v3_ranks::Comm;
 
 use crate::components::{self, BackwardFlight, ForwardFlight};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
+use crate::layers::Settings;
 use crate::layers::block::{self, Block};
 use crate::layers::linear::Packing;
 use crate::layers::moe::{self, RouterReport};
 use crate::layers::tail::{self, Chunk, Tail, TailReport};
-use crate::layers::Settings;
 use crate::params::ParamStore;
 
 /// One stage's weights.

@@ -203,7 +203,7 @@ impl Block {
         }
         self.mlp_input(env, saved, &mut backward)?;
         if self.is_moe() {
-            backward.start_dispatch(env, saved)?;
+            backward.start_dispatch(env)?;
             backward.finish_dispatch(env)?;
         }
         self.attention_input(env, rows, saved, backward)
@@ -224,11 +224,9 @@ impl Block {
 
     /// Backward for inputs of the norm before the networks and of the attention half: the gradient of the block's input.
     pub fn attention_input(&self, env: &Env<'_>, rows: &Rows, saved: &mut Saved, backward: Backward) -> Result<Vec<f32>> {
-        let Backward { dy: mut dx, mut dh, moe: state } = backward;
-        match (&self.ffn, &saved.ffn) {
-            (Ffn::Moe(moe), Some(FfnSaved::Moe(s))) => dh = moe.finish_backward(env, s, state)?,
-            (Ffn::Moe(_), _) => return Err(super::out_of_order("block")),
-            (Ffn::Dense(_), _) => {}
+        let Backward { dy: mut dx, mut dh, moe } = backward;
+        if self.is_moe() {
+            dh = moe.output()?;
         }
         let mut dnorm = vec![0.0; dx.len()];
         ops::rms_norm_backward_input(&dh, &saved.x, env.store.at(&self.norm), &saved.rstd, &mut dnorm)?;
@@ -330,11 +328,8 @@ impl Backward {
     }
 
     /// The gradients of the experts' inputs leave for their tokens.
-    pub fn start_dispatch(&mut self, env: &Env<'_>, saved: &Saved) -> Result<()> {
-        match &saved.ffn {
-            Some(FfnSaved::Moe(s)) => self.moe.start_dispatch(env, s),
-            _ => Err(super::out_of_order("dispatch")),
-        }
+    pub fn start_dispatch(&mut self, env: &Env<'_>) -> Result<()> {
+        self.moe.start_dispatch(env)
     }
 
     /// The gradients of the experts' inputs are here.

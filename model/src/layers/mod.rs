@@ -221,7 +221,7 @@ impl Rows {
     }
 }
 
-/// A backward that ran without what must precede it.
+/// A part of a chunk that ran without what must precede it.
 pub(crate) fn out_of_order(what: &'static str) -> Error {
-    Error::Piece { piece: "v3-model", message: format!("{what}: a backward ran before what it depends on") }
+    Error::Piece { piece: "v3-model", message: format!("{what}: a part ran before what it depends on") }
 }

@@ -175,28 +175,18 @@ impl Moe {
         self.experts.backward_input(&mut saved.experts, offsets, dout_rows, MatMut::new(&mut drows, n, hidden)?, false)?;
         let dlogits = router::route_backward(&env.moe()?.router, &saved.routing, &dweights)?;
         v3_numerics::ops::add_assign(&mut saved.dlogits, &dlogits)?;
-        let mut dshared = Vec::new();
+        let (m, experts) = (dy.len() / hidden, env.moe()?.router.num_experts);
+        let mut dgate = vec![0.0; dy.len()];
+        let gate = MatRef::new(env.store.at(&self.gate), experts, hidden)?;
+        gemm::gemm(MatRef::new(&saved.dlogits, m, experts)?, gate, MatMut::new(&mut dgate, m, hidden)?, false)?;
+        let mut dshared = None;
         if let (Some(mlp), Some(shared)) = (&self.shared, &mut saved.shared) {
-            let m = dy.len() / hidden;
-            dshared = vec![0.0; dy.len()];
-            mlp.backward_input(shared, &[0, m], dy.to_vec(), MatMut::new(&mut dshared, m, hidden)?, false)?;
+            let mut dx = vec![0.0; dy.len()];
+            mlp.backward_input(shared, &[0, m], dy.to_vec(), MatMut::new(&mut dx, m, hidden)?, false)?;
+            dshared = Some(dx);
         }
-        backward.phase = BackwardPhase::Computed { drows, dshared };
+        backward.phase = BackwardPhase::Computed { plan: Arc::clone(&saved.plan), drows, local: Local { dgate, dshared } };
         Ok(())
-    }
-
-    /// The gradient of the normalised rows: what came back from the experts, then the router's part, then the shared experts'.
-    pub fn finish_backward(&self, env: &Env<'_>, saved: &Saved, backward: Backward) -> Result<Vec<f32>> {
-        let BackwardPhase::Dispatched { mut dh, dshared } = backward.phase else { return Err(out_of_order("dispatch")) };
-        let experts = env.moe()?.router.num_experts;
-        let m = dh.len() / env.hidden;
-        let gate = MatRef::new(env.store.at(&self.gate), experts, env.hidden)?;
-        let dlogits = MatRef::new(&saved.dlogits, m, experts)?;
-        gemm::gemm(dlogits, gate, MatMut::new(&mut dh, m, env.hidden)?, true)?;
-        if self.shared.is_some() {
-            v3_numerics::ops::add_assign(&mut dh, &dshared)?;
-        }
-        Ok(dh)
     }
 
     /// Backward for weights; `h` is the normalised input, `act` the same as a GEMM operand.
@@ -311,16 +301,22 @@ enum BackwardPhase {
     Combining(Pending<(Vec<f32>, Vec<f32>)>),
     Combined(Vec<f32>, Vec<f32>),
     Computed {
+        plan: Arc<Plan>,
         drows: Vec<f32>,
-        dshared: Vec<f32>,
+        local: Local,
     },
-    Dispatching(Pending<Vec<f32>>, Vec<f32>),
-    Dispatched {
-        dh: Vec<f32>,
-        dshared: Vec<f32>,
-    },
+    Dispatching(Pending<Vec<f32>>, Local),
+    Dispatched(Vec<f32>, Local),
     /// A component took it and failed.
     Taken,
+}
+
+/// What this rank itself adds to the gradient of the normalised rows. Kept apart until the experts' part, which is the first term
+/// of the sum, has come.
+#[derive(Debug)]
+struct Local {
+    dgate: Vec<f32>,
+    dshared: Option<Vec<f32>>,
 }
 
 impl Backward {
@@ -345,17 +341,27 @@ impl Backward {
     }
 
     /// The gradients of the experts' inputs leave for their tokens.
-    pub fn start_dispatch(&mut self, env: &Env<'_>, saved: &Saved) -> Result<()> {
-        let BackwardPhase::Computed { drows, dshared } = self.take() else { return Err(out_of_order("dispatch")) };
-        self.phase = BackwardPhase::Dispatching(exchange::start_combine(env, &saved.plan, &drows, false)?, dshared);
+    pub fn start_dispatch(&mut self, env: &Env<'_>) -> Result<()> {
+        let BackwardPhase::Computed { plan, drows, local } = self.take() else { return Err(out_of_order("dispatch")) };
+        self.phase = BackwardPhase::Dispatching(exchange::start_combine(env, &plan, &drows, false)?, local);
         Ok(())
     }
 
     /// The sums of the gradients are here.
     pub fn finish_dispatch(&mut self, env: &Env<'_>) -> Result<()> {
-        let BackwardPhase::Dispatching(pending, dshared) = self.take() else { return Err(out_of_order("dispatch")) };
-        self.phase = BackwardPhase::Dispatched { dh: pending.finish(env)?, dshared };
+        let BackwardPhase::Dispatching(pending, local) = self.take() else { return Err(out_of_order("dispatch")) };
+        self.phase = BackwardPhase::Dispatched(pending.finish(env)?, local);
         Ok(())
+    }
+
+    /// The gradient of the normalised rows: what came back from the experts, then the router's part, then the shared experts'.
+    pub fn output(self) -> Result<Vec<f32>> {
+        let BackwardPhase::Dispatched(mut dh, local) = self.phase else { return Err(out_of_order("dispatch")) };
+        v3_numerics::ops::add_assign(&mut dh, &local.dgate)?;
+        if let Some(dshared) = local.dshared {
+            v3_numerics::ops::add_assign(&mut dh, &dshared)?;
+        }
+        Ok(dh)
     }
 }
 
