@@ -19,7 +19,7 @@ pub(crate) fn bound(setup: &Setup) -> f64 {
     for rank in 0..setup.ranks {
         best = best.max(rank_bound(setup, &ends, rank));
     }
-    for place in 0..setup.places.len() {
+    for place in (0..setup.places.len()).filter(|&place| setup.chunks_at(place) > 0) {
         best = best.max(ends.there_and_back(place)).max(slots_bound(setup, &ends, place));
     }
     for rank in 0..setup.ranks {
@@ -98,16 +98,16 @@ impl Ends {
 
 /// The most that pairs can save on a rank, when a pair saves `saves[f][b]`: no pair has the rank's first forward or its last
 /// backward.
-fn most_saved(dirs: usize, chunks: usize, saves: [[f64; 2]; 2]) -> f64 {
+fn most_saved(dirs: usize, counts: [usize; 2], saves: [[f64; 2]; 2]) -> f64 {
     let mut best: f64 = 0.0;
     if dirs == 1 {
-        return (chunks - 1) as f64 * saves[0][0].max(0.0);
+        return (counts[0] - 1) as f64 * saves[0][0].max(0.0);
     }
     let saves = saves.map(|row| row.map(|s| s.max(0.0)));
     for first in 0..2 {
         for last in 0..2 {
-            let supply = [chunks - usize::from(first == 0), chunks - usize::from(first == 1)];
-            let demand = [chunks - usize::from(last == 0), chunks - usize::from(last == 1)];
+            let supply = [0, 1].map(|d| counts[d].saturating_sub(usize::from(first == d)));
+            let demand = [0, 1].map(|d| counts[d].saturating_sub(usize::from(last == d)));
             for straight in 0..=supply[0].min(demand[0]) {
                 let (across, back) = (supply[0] - straight, demand[0] - straight);
                 // For so many 0 -> 0 the sum is concave in the number of 1 -> 1, and linear between these.
@@ -128,7 +128,8 @@ fn most_saved(dirs: usize, chunks: usize, saves: [[f64; 2]; 2]) -> f64 {
 
 /// The work of a rank, from the earliest time at which it can begin to the latest at which it can end.
 fn rank_bound(setup: &Setup, ends: &Ends, rank: usize) -> f64 {
-    let own: Vec<usize> = (rank * setup.dirs..(rank + 1) * setup.dirs).collect();
+    let own = rank * setup.dirs..(rank + 1) * setup.dirs;
+    let own: Vec<usize> = own.filter(|&place| setup.chunks_at(place) > 0).collect();
     let head = own.iter().map(|&p| ends.head[p]).fold(f64::INFINITY, f64::min);
     let saving = |without_weights: bool| {
         let mut saves = [[0.0f64; 2]; 2];
@@ -139,11 +140,11 @@ fn rank_bound(setup: &Setup, ends: &Ends, rank: usize) -> f64 {
                 saves[f][b] = apart - setup.places[forward].pair[b];
             }
         }
-        most_saved(setup.dirs, setup.chunks, saves)
+        most_saved(own.len(), setup.counts, saves)
     };
-    let chunks = setup.chunks as f64;
-    let inputs: f64 = own.iter().map(|&p| chunks * (setup.places[p].f + setup.places[p].i)).sum();
-    let weights: f64 = own.iter().map(|&p| chunks * setup.places[p].w).sum();
+    let chunks = |p: usize| setup.chunks_at(p) as f64;
+    let inputs: f64 = own.iter().map(|&p| chunks(p) * (setup.places[p].f + setup.places[p].i)).sum();
+    let weights: f64 = own.iter().map(|&p| chunks(p) * setup.places[p].w).sum();
     let whole = head + inputs + weights - saving(false);
     // What is not `W` must be done before the last gradient leaves. In a V the way down comes last.
     let last = match setup.placement {
@@ -157,23 +158,23 @@ fn rank_bound(setup: &Setup, ends: &Ends, rank: usize) -> f64 {
 fn slots_bound(setup: &Setup, ends: &Ends, place: usize) -> f64 {
     let size = setup.places[place].size();
     let slots = setup.room[place / setup.dirs] / size;
-    if !slots.is_finite() || slots >= setup.chunks as f64 {
+    if !slots.is_finite() || slots >= setup.chunks_at(place) as f64 {
         return 0.0;
     }
     let slots = (slots.floor() as usize).max(1);
-    let rounds = setup.chunks.div_ceil(slots) as f64;
+    let rounds = setup.chunks_at(place).div_ceil(slots) as f64;
     ends.head[place] + rounds * ends.hold[place] + ends.tail[place]
 }
 
 /// Memory times time: what all chunks of a rank take, over what there is.
 fn area_bound(setup: &Setup, ends: &Ends, rank: usize) -> f64 {
-    let own = rank * setup.dirs..(rank + 1) * setup.dirs;
+    let own = (rank * setup.dirs..(rank + 1) * setup.dirs).filter(|&place| setup.chunks_at(place) > 0);
     let room = setup.room[rank];
     let head = own.clone().map(|p| ends.head[p]).fold(f64::INFINITY, f64::min);
     let area = |p: usize| {
         let place = &setup.places[p];
         let to_weight = ends.hold[p] + (ends.b[p] - ends.i[p]).max(0.0);
-        setup.chunks as f64 * (place.at_input * ends.hold[p] + place.at_weight * to_weight)
+        setup.chunks_at(p) as f64 * (place.at_input * ends.hold[p] + place.at_weight * to_weight)
     };
     let area: f64 = own.map(area).sum();
     if area == 0.0 || room <= 0.0 || room == f64::INFINITY {

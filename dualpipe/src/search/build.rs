@@ -68,7 +68,7 @@ impl Builder {
             counts.resize(count, 0);
         }
         self.left.clear();
-        self.left.resize(setup.ranks, dirs * chunks);
+        self.left.resize(setup.ranks, setup.counts.iter().sum());
         self.due.resize_with(count, Vec::new);
         self.due.iter_mut().for_each(Vec::clear);
         self.lists.resize_with(setup.ranks, Vec::new);
@@ -110,7 +110,7 @@ impl Builder {
             let place = rank * dirs + d;
             let own = &setup.places[place];
             let (nf, ni) = (self.forward[place], self.backward[place]);
-            if nf < chunks && nf - ni < rule.limit[place] && self.has_room(setup, rule, rank, d) {
+            if nf < setup.counts[d] && nf - ni < rule.limit[place] && self.has_room(setup, rule, rank, d) {
                 let ready = own.before.map_or(0.0, |from| self.activation[from.place * chunks + nf] + from.time);
                 if ready < f64::INFINITY {
                     f_of[d] = Some((keys.f[place * chunks + nf], ready));
@@ -192,7 +192,7 @@ impl Builder {
             return true;
         }
         let there = rank * setup.dirs + other;
-        if self.forward[there] > self.backward[there] || self.forward[there] == setup.chunks {
+        if self.forward[there] > self.backward[there] || self.forward[there] == setup.counts[other] {
             return true;
         }
         let freed: f64 = (0..setup.dirs)

@@ -48,8 +48,10 @@ pub(crate) struct Setup {
     pub placement: Placement,
     pub ranks: usize,
     pub dirs: usize,
-    /// Chunks of each direction.
+    /// The most chunks of a direction.
     pub chunks: usize,
+    /// Chunks of each direction.
+    pub counts: [usize; 2],
     /// Place `rank * dirs + direction`.
     pub places: Vec<Place>,
     /// Memory for activations on each rank.
@@ -64,11 +66,6 @@ impl Setup {
         Kind::Custom(placement).placement_fits(problem.ranks, problem.micro_batches).ok()?;
         let ranks = problem.ranks;
         let (dirs, stages) = (placement.directions(), placement.stages(ranks));
-        // All directions have as many chunks: two ways, an even number of micro-batches.
-        let chunks = placement.chunks(problem.micro_batches, 0);
-        if dirs > 2 || (0..dirs).any(|direction| placement.chunks(problem.micro_batches, direction) != chunks) {
-            return None;
-        }
         let costs = problem.costs(placement);
         let rank_of = |stage: usize, direction: usize| {
             (0..dirs).flat_map(|d| (0..ranks).map(move |r| (r, d))).find(|&(r, d)| {
@@ -109,7 +106,8 @@ impl Setup {
         }
         let room: Vec<f64> =
             problem.parameters(placement).iter().map(|parameters| allowed(problem.memory) - parameters).collect();
-        let setup = Setup { placement, ranks, dirs, chunks, places, room, pairs: any_pair };
+        let counts = [0, 1].map(|d| if d < dirs { placement.chunks(problem.micro_batches, d) } else { 0 });
+        let setup = Setup { placement, ranks, dirs, chunks: counts[0].max(counts[1]), counts, places, room, pairs: any_pair };
         let fits = (0..ranks).all(|rank| setup.least(rank) <= setup.room[rank]);
         fits.then_some(setup)
     }
@@ -121,6 +119,11 @@ impl Setup {
             Placement::Bidirectional => sizes.fold(0.0, f64::max),
             _ => sizes.sum(),
         }
+    }
+
+    /// The chunks that a place sees.
+    pub fn chunks_at(&self, place: usize) -> usize {
+        self.counts[place % self.dirs]
     }
 
     pub fn place(&self, rank: usize, direction: u8) -> usize {

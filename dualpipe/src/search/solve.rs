@@ -252,7 +252,7 @@ fn one_by_one(setup: &Setup) -> Vec<Vec<Op>> {
         let up: &[u8] = if setup.placement == Placement::V { &[0, 1] } else { &[0] };
         let groups: &[u8] = if setup.placement == Placement::Bidirectional { &[0, 1] } else { &[0] };
         for &group in groups {
-            for _ in 0..setup.chunks {
+            for _ in 0..setup.counts[usize::from(group)] {
                 list.extend(up.iter().map(|&d| Op::F(d + group)));
                 list.extend(up.iter().rev().flat_map(|&d| [Op::I(d + group), Op::W(d + group)]));
             }
