@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 
+use crate::clock::Waits;
 use crate::error::{Error, Result};
 use crate::link::{Blocked, LinkKind, Traffic};
 use crate::threads::WorldConfig;
-use crate::world::{Key, Message, Tag, World};
+use crate::transport::{Envelope, Payload, Tag};
+use crate::world::{Actor, Key, World};
 
 /// One rank's view of a group of ranks.
 ///
@@ -18,6 +20,7 @@ use crate::world::{Key, Message, Tag, World};
 #[derive(Clone)]
 pub struct Comm {
     world: Arc<World>,
+    actor: Arc<Actor>,
     group: u64,
     /// World ranks of the members.
     ranks: Arc<[usize]>,
@@ -33,7 +36,21 @@ impl std::fmt::Debug for Comm {
 impl Comm {
     pub(crate) fn world(world: Arc<World>, rank: usize) -> Self {
         let ranks = (0..world.size()).collect();
-        Comm { world, group: 0, ranks, me: rank }
+        let actor = world.actor(rank);
+        Comm { world, actor, group: 0, ranks, me: rank }
+    }
+
+    /// The same view of the group for another actor of this rank.
+    pub(crate) fn with_actor(&self, actor: Arc<Actor>) -> Self {
+        Comm { actor, ..self.clone() }
+    }
+
+    pub(crate) fn the_world(&self) -> &World {
+        &self.world
+    }
+
+    pub(crate) fn actor(&self) -> &Actor {
+        &self.actor
     }
 
     /// A world of one rank on the calling thread.
@@ -103,8 +120,8 @@ impl Comm {
         }
         let me = ranks.iter().position(|&rank| rank == self.me);
         let me = me.ok_or_else(|| shape("subgroup", format!("a list with rank {}", self.me), format!("{ranks:?}")))?;
-        let group = self.world.group(self.group, &members, id);
-        Ok(Comm { world: Arc::clone(&self.world), group, ranks: members.into(), me })
+        let group = self.world.group(self.group, &members, id)?;
+        Ok(Comm { world: Arc::clone(&self.world), actor: Arc::clone(&self.actor), group, ranks: members.into(), me })
     }
 
     /// Says what this rank is doing, for the message of a failure; an empty text takes the label away.
@@ -118,15 +135,16 @@ impl Comm {
     /// # Errors
     /// [`Error::Aborted`] with the other rank's message.
     pub fn check(&self) -> Result<()> {
-        self.world.check()
+        self.world.check(&self.actor)
     }
 
-    /// Runs `wait`, which blocks on something other than a message, without occupying a compute slot.
+    /// Runs `wait`, which blocks on something other than a message, without occupying a compute slot. Under the virtual clock it takes no
+    /// time, and the other ranks wait for it as they wait for a rank that computes: it must not depend on what they do.
     ///
     /// # Errors
     /// When the world has failed meanwhile.
     pub fn blocking<R>(&self, wait: impl FnOnce() -> R) -> Result<R> {
-        self.world.without_slot(self.world_rank(), wait)
+        self.world.without_slot(&self.actor, wait)
     }
 
     /// What this rank has sent so far, in all of its groups.
@@ -137,6 +155,42 @@ impl Comm {
     /// How long this rank has been blocked so far, in all of its groups.
     pub fn blocked(&self) -> Blocked {
         self.world.blocked(self.world_rank())
+    }
+
+    /// How long this actor (the rank's own thread or a lane) has waited for messages and tasks so far, in all of its groups.
+    pub fn waits(&self) -> Waits {
+        self.world.lock().actors[self.actor.id].waited
+    }
+
+    /// What all actors of this rank, its lanes included, have waited so far.
+    pub fn rank_waits(&self) -> Waits {
+        self.world.lock().waited(self.world_rank())
+    }
+
+    // ---- clock
+
+    /// Whether the world's clock is the virtual one.
+    pub fn is_virtual(&self) -> bool {
+        self.world.is_virtual()
+    }
+
+    /// Seconds since the world began, on its clock; under the virtual clock, this actor's own time.
+    pub fn now(&self) -> f64 {
+        self.world.now(&self.world.lock(), &self.actor)
+    }
+
+    /// Lets `seconds` of work pass: under the virtual clock this actor's time moves, under the wall clock nothing happens.
+    ///
+    /// # Errors
+    /// When `seconds` is negative or not finite, or the world has failed.
+    pub fn advance(&self, seconds: f64) -> Result<()> {
+        self.world.advance(&self.actor, seconds)
+    }
+
+    /// Counts the calls of this rank for this group, from 0. Ranks that start their exchanges in the same order get the same numbers, so
+    /// that tags made of them keep several exchanges in flight apart.
+    pub fn next_sequence(&self) -> u64 {
+        self.world.next_sequence(self.world_rank(), self.group)
     }
 
     /// Adds to the count of rows sent over one kind of link.
@@ -176,66 +230,74 @@ impl Comm {
         self.take(src, Tag::User(tag), "recv")
     }
 
-    /// Takes the next message from rank `src` with this tag if it has arrived. It does not give the compute slot away.
+    /// Takes the next message from rank `src` with this tag if it has arrived. It does not give the compute slot away. Asking takes no
+    /// time: under the virtual clock a loop that only asks never ends; [`wait_any`](Comm::wait_any) waits.
     ///
     /// # Errors
     /// As [`recv`](Comm::recv).
     pub fn try_recv<T: Pod + Send>(&self, src: usize, tag: u64) -> Result<Option<Vec<T>>> {
-        let key = Key { group: self.group, src: self.member("source", src)?, tag: Tag::User(tag) };
-        match self.world.try_take(self.world_rank(), key, "try_recv")? {
+        let key = self.key("source", src, Tag::User(tag))?;
+        match self.world.try_take(&self.actor, key, "try_recv")? {
             None => Ok(None),
-            Some(message) => self.open(key, message, "try_recv").map(Some),
+            Some(envelope) => self.open::<T, _>(envelope, "try_recv", Payload::into_vec).map(Some),
         }
     }
 
-    fn post<T: Send + 'static>(&self, dst: usize, tag: Tag, operation: &'static str, data: Vec<T>, rows: u64) -> Result<()> {
-        let bytes = size_of_val(data.as_slice()) as u64;
-        self.post_as::<T, Vec<T>>(dst, tag, operation, data, bytes, rows)
+    /// Waits until a message from one of these ranks, each with its tag, has arrived, and returns the place in the list of the one that
+    /// arrived first. It stays in the mailbox.
+    ///
+    /// # Errors
+    /// When the list is empty, the group has no such rank, all of the ranks have ended without sending, nobody can send any more, or
+    /// the world has failed.
+    pub fn wait_any(&self, list: &[(usize, u64)]) -> Result<usize> {
+        const OPERATION: &str = "wait_any";
+        if list.is_empty() {
+            return Err(self.fail(OPERATION, shape(OPERATION, "a list of ranks and tags", "an empty one")));
+        }
+        let keys: Result<Vec<Key>> = list.iter().map(|&(src, tag)| self.key("source", src, Tag::User(tag))).collect();
+        self.world.wait_any(&self.actor, &keys?, OPERATION)
     }
 
-    /// Posts a payload of elements `T` held by `P`.
-    fn post_as<T, P: Send + 'static>(
-        &self,
-        dst: usize,
-        tag: Tag,
-        operation: &'static str,
-        payload: P,
-        bytes: u64,
-        rows: u64,
-    ) -> Result<()> {
+    pub(crate) fn key(&self, what: &'static str, src: usize, tag: Tag) -> Result<Key> {
+        Ok(Key { group: self.group, src: self.member(what, src)?, tag })
+    }
+
+    fn post<T: Pod + Send>(&self, dst: usize, tag: Tag, operation: &'static str, data: Vec<T>, rows: u64) -> Result<()> {
         let dst = self.member("destination", dst)?;
-        let key = Key { group: self.group, src: self.world_rank(), tag };
-        self.world.post(dst, key, operation, Box::new(payload), type_name::<T>(), bytes, rows)
+        let envelope = Envelope::new::<T>(self.group, self.world_rank(), tag, operation, Payload::new(data));
+        self.world.post(&self.actor, dst, operation, envelope, rows)
     }
 
-    fn take<T: Send + 'static>(&self, src: usize, tag: Tag, operation: &'static str) -> Result<Vec<T>> {
-        self.take_as::<T, Vec<T>>(src, tag, operation)
+    fn take<T: Pod + Send>(&self, src: usize, tag: Tag, operation: &'static str) -> Result<Vec<T>> {
+        self.open::<T, _>(self.take_envelope(src, tag, operation)?, operation, Payload::into_vec)
     }
 
-    fn take_as<T, P: 'static>(&self, src: usize, tag: Tag, operation: &'static str) -> Result<P> {
-        let key = Key { group: self.group, src: self.member("source", src)?, tag };
-        let message = self.world.take(self.world_rank(), key, operation)?;
-        self.open_as::<T, P>(key, message, operation)
+    fn take_envelope(&self, src: usize, tag: Tag, operation: &'static str) -> Result<Envelope> {
+        let key = self.key("source", src, tag)?;
+        self.world.take(&self.actor, key, operation)
     }
 
-    fn open<T: 'static>(&self, key: Key, message: Message, operation: &'static str) -> Result<Vec<T>> {
-        self.open_as::<T, Vec<T>>(key, message, operation)
-    }
-
-    fn open_as<T, P: 'static>(&self, key: Key, message: Message, operation: &'static str) -> Result<P> {
+    /// Takes the elements `T` out of a message.
+    fn open<T: Pod, P>(
+        &self,
+        envelope: Envelope,
+        operation: &'static str,
+        payload: impl FnOnce(Payload) -> Option<P>,
+    ) -> Result<P> {
         let rank = self.world_rank();
-        let error = if key.tag == Tag::Collective && message.operation != operation {
-            let other_operation = message.operation;
-            Error::OperationMismatch { rank, operation, other: key.src, other_operation }
+        let Envelope { src, tag, operation: other_operation, type_name: got, .. } = envelope;
+        let expected = type_name::<T>();
+        let error = if tag == Tag::Collective && other_operation != operation {
+            Error::OperationMismatch { rank, operation, other: src, other_operation: other_operation.into_owned() }
+        } else if got != expected {
+            Error::TypeMismatch { rank, source_rank: src, expected, got: got.into_owned() }
         } else {
-            let (expected, got) = (type_name::<T>(), message.type_name);
-            match message.payload.downcast::<P>() {
-                Ok(payload) => return Ok(*payload),
-                Err(_) => Error::TypeMismatch { rank, source_rank: key.src, expected, got },
+            match payload(envelope.payload) {
+                Some(payload) => return Ok(payload),
+                None => Error::TypeMismatch { rank, source_rank: src, expected, got: "bytes that do not hold them".to_string() },
             }
         };
-        self.world.set_failed_in(rank, operation);
-        Err(error)
+        Err(self.fail(operation, error))
     }
 
     // ---- collectives: every rank of the group calls the same ones in the same order
@@ -347,15 +409,18 @@ impl Comm {
         // carries its sender's.
         let cut = |rank: usize| (len as u128 * rank as u128 / size as u128) as usize;
         for dst in self.others() {
-            let part = (len, data[cut(dst)..cut(dst + 1)].to_vec());
-            let bytes = size_of_val(part.1.as_slice()) as u64;
-            self.post_as::<T, (usize, Vec<T>)>(dst, Tag::Collective, operation, part, bytes, 0)?;
+            let payload = Payload::new(data[cut(dst)..cut(dst + 1)].to_vec());
+            let envelope = Envelope::new::<T>(self.group, self.world_rank(), Tag::Collective, operation, payload);
+            let dst = self.member("destination", dst)?;
+            self.world.post(&self.actor, dst, operation, Envelope { extent: len as u64, ..envelope }, 0)?;
         }
         let mine = cut(self.me)..cut(self.me + 1);
         let mut parts = vec![Vec::new(); size];
         for src in self.others() {
-            let (their_len, part) = self.take_as::<T, (usize, Vec<T>)>(src, Tag::Collective, operation)?;
-            if their_len != len {
+            let envelope = self.take_envelope(src, Tag::Collective, operation)?;
+            let their_len = envelope.extent;
+            let part = self.open::<T, _>(envelope, operation, Payload::into_vec::<T>)?;
+            if their_len != len as u64 {
                 let expected = format!("{len} elements, as on rank {}", self.world_rank());
                 let got = format!("{their_len} on rank {}", self.ranks[src]);
                 return Err(self.fail(operation, shape(operation, expected, got)));
@@ -374,14 +439,21 @@ impl Comm {
             }
         }
         let total = Arc::new(total);
-        let bytes = size_of_val(total.as_slice()) as u64;
         for dst in self.others() {
-            self.post_as::<T, Arc<Vec<T>>>(dst, Tag::Collective, operation, Arc::clone(&total), bytes, 0)?;
+            let payload = Payload::shared(Arc::clone(&total));
+            let envelope = Envelope::new::<T>(self.group, self.world_rank(), Tag::Collective, operation, payload);
+            self.world.post(&self.actor, self.member("destination", dst)?, operation, envelope, 0)?;
         }
         data[mine].copy_from_slice(&total);
         for src in self.others() {
-            let total = self.take_as::<T, Arc<Vec<T>>>(src, Tag::Collective, operation)?;
-            data[cut(src)..cut(src + 1)].copy_from_slice(&total);
+            let envelope = self.take_envelope(src, Tag::Collective, operation)?;
+            let total = self.open::<T, _>(envelope, operation, Payload::into_shared::<T>)?;
+            let part = &mut data[cut(src)..cut(src + 1)];
+            if total.len() != part.len() {
+                let got = format!("{} on rank {}", total.len(), self.ranks[src]);
+                return Err(self.fail(operation, shape(operation, format!("a part of {} elements", part.len()), got)));
+            }
+            part.copy_from_slice(&total);
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ pub enum Error {
         /// The type asked for.
         expected: &'static str,
         /// The type sent.
-        got: &'static str,
+        got: String,
     },
     /// Two ranks of one group are in different collective operations.
     #[error("rank {rank} is in {operation} while rank {other} is in {other_operation}")]
@@ -39,7 +39,7 @@ pub enum Error {
         /// World rank of the other.
         other: usize,
         /// What the other was doing.
-        other_operation: &'static str,
+        other_operation: String,
     },
     /// An argument has the wrong size, or differs between ranks that must agree on it.
     #[error("{what}: expected {expected}, got {got}")]
@@ -66,6 +66,32 @@ pub enum Error {
     Stalled {
         /// Who waits for whom.
         waits: String,
+    },
+    /// A lane was dropped before what was asked of it was done.
+    #[error("lane {lane} of rank {rank} was dropped")]
+    Closed {
+        /// World rank of the lane.
+        rank: usize,
+        /// Name of the lane.
+        lane: String,
+    },
+    /// A message could not be handed to another process.
+    #[error("rank {rank} could not send to rank {destination}: {message}")]
+    Transport {
+        /// World rank of the sender.
+        rank: usize,
+        /// World rank of the receiver.
+        destination: usize,
+        /// What the transport says.
+        message: String,
+    },
+    /// Two different groups have the same number.
+    #[error("the groups of ranks {first} and {second} have the same number")]
+    Group {
+        /// World ranks of the group made first.
+        first: String,
+        /// World ranks of the other.
+        second: String,
     },
     /// A configuration that makes no sense.
     #[error("{what}: expected {expected}, got {got}")]

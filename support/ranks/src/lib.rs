@@ -38,13 +38,18 @@
 //! One lock guards mailboxes, slots, ports, counters and the first failure; one condition variable per rank wakes whoever waits. The
 //! lock is held for a hash look-up and a push or pop, never for a copy. A blocked rank sleeps: nothing spins.
 
+mod clock;
 mod comm;
 mod error;
+mod lane;
 mod link;
 mod threads;
+pub mod transport;
 mod world;
 
+pub use clock::{Clock, Waits};
 pub use comm::{Comm, Sum};
 pub use error::{Error, RanksError, Result};
-pub use link::{Blocked, Link, LinkKind, LinkModel, LinkTraffic, Ports, Traffic};
+pub use lane::{Lane, Step, Task, Ticket, run_task};
+pub use link::{Blocked, Link, LinkKind, LinkModel, LinkTraffic, Traffic};
 pub use threads::{WorldConfig, run_threads};

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::error::Error;
+
 /// The kind of link that joins two ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LinkKind {
@@ -26,18 +28,22 @@ impl Link {
     /// A link that takes no time.
     pub const INSTANT: Link = Link { latency: Duration::ZERO, bandwidth: f64::INFINITY };
 
-    fn occupancy(&self, bytes: u64) -> Duration {
-        let seconds = bytes as f64 / self.bandwidth;
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 4)
+    /// Seconds that a message occupies a port; a bound keeps sums of times finite.
+    fn occupancy(&self, bytes: u64) -> f64 {
+        (bytes as f64 / self.bandwidth).min(1e15)
     }
 }
 
 /// The links of a world: fast ones inside a node of `ranks_per_node` ranks, slow ones between nodes.
 ///
 /// Every rank has one send port and one receive port of each kind. A message of `b` bytes occupies the sender's port for
-/// `b / bandwidth`, as soon as the port is free; `latency` after it began to leave it begins to occupy the receiver's port, as
-/// soon as that is free and again for `b / bandwidth`; then it can be received. Messages pass a port in the order in which
-/// they were sent. A rank's messages to itself take no time.
+/// `b / bandwidth`, as soon as the port is free; `latency` after it began to leave, its head reaches the receiver's port, which it
+/// occupies as soon as that is free and again for `b / bandwidth`; then it can be received. Messages pass a send port in the order in
+/// which they were sent, and a receive port in the order in which their heads reach it (at equal times: by sender, then as
+/// sent). A rank's messages to itself take no time.
+///
+/// As text, in an option: `slow=LATENCY,BANDWIDTH,fast=LATENCY,BANDWIDTH`, for example `slow=10us,50GB/s,fast=2us,160GB/s`. A latency is
+/// a number with `s`, `ms`, `us` or `ns`; a bandwidth a number with `B/s`, `kB/s`, `MB/s` or `GB/s` (powers of 1000), or `inf`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinkModel {
     /// Between ranks of one node.
@@ -46,36 +52,137 @@ pub struct LinkModel {
     pub slow: Link,
 }
 
-/// When each port of each rank is free again, on a clock that starts with the world.
-///
-/// A pure function of the calls made: the same calls give the same times. [`run_threads`](crate::run_threads) feeds it the
-/// wall clock.
+impl LinkModel {
+    fn link(&self, kind: LinkKind) -> Option<(usize, Link)> {
+        match kind {
+            LinkKind::Local => None,
+            LinkKind::Fast => Some((0, self.fast)),
+            LinkKind::Slow => Some((1, self.slow)),
+        }
+    }
+}
+
+impl std::fmt::Display for LinkModel {
+    /// In the form that [`LinkModel::from_str`](std::str::FromStr) reads; reading it gives the same model.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "slow={},fast={}", self.slow, self.fast)
+    }
+}
+
+impl std::fmt::Display for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let nanoseconds = self.latency.as_nanos();
+        match [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)].iter().find(|(_, unit)| nanoseconds.is_multiple_of(*unit))
+        {
+            Some((name, unit)) => write!(f, "{}{name}", nanoseconds / unit)?,
+            None => write!(f, "{nanoseconds}ns")?,
+        }
+        if self.bandwidth.is_infinite() {
+            return write!(f, ",inf");
+        }
+        // The largest unit in which the number comes back as it was.
+        let exact = |(_, unit): &(&str, f64)| self.bandwidth >= *unit && self.bandwidth / unit * unit == self.bandwidth;
+        match BANDWIDTH_UNITS.iter().find(|unit| exact(unit)) {
+            Some((name, unit)) => write!(f, ",{}{name}", self.bandwidth / unit),
+            None => write!(f, ",{}B/s", self.bandwidth),
+        }
+    }
+}
+
+const BANDWIDTH_UNITS: [(&str, f64); 4] = [("GB/s", 1e9), ("MB/s", 1e6), ("kB/s", 1e3), ("B/s", 1.0)];
+
+/// Longest first where one ends in another.
+const LATENCY_UNITS: [(&str, f64); 4] = [("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("s", 1.0)];
+
+impl std::str::FromStr for LinkModel {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let refuse =
+            |expected: &str, got: &str| Error::Config { what: "link", expected: expected.to_string(), got: format!("{got:?}") };
+        let form = "slow=LATENCY,BANDWIDTH,fast=LATENCY,BANDWIDTH (such as slow=10us,50GB/s,fast=2us,160GB/s)";
+        let parts: Vec<&str> = text.split(',').map(str::trim).collect();
+        let [first_latency, first_bandwidth, second_latency, second_bandwidth] = parts[..] else {
+            return Err(refuse(form, text));
+        };
+        let (mut fast, mut slow) = (None, None);
+        for (latency, bandwidth) in [(first_latency, first_bandwidth), (second_latency, second_bandwidth)] {
+            let Some((kind, latency)) = latency.split_once('=') else { return Err(refuse(form, text)) };
+            let place = match kind.trim() {
+                "fast" => &mut fast,
+                "slow" => &mut slow,
+                other => return Err(refuse("slow or fast", other)),
+            };
+            let link = Link { latency: parse_latency(latency.trim())?, bandwidth: parse_bandwidth(bandwidth)? };
+            if place.replace(link).is_some() {
+                return Err(refuse("slow and fast once each", text));
+            }
+        }
+        match (fast, slow) {
+            (Some(fast), Some(slow)) => Ok(LinkModel { fast, slow }),
+            _ => Err(refuse("slow and fast once each", text)),
+        }
+    }
+}
+
+/// The number before one of the units, in the base unit.
+fn parse_quantity(text: &str, units: &[(&str, f64)]) -> Option<f64> {
+    units.iter().find_map(|(name, unit)| {
+        let number: f64 = text.strip_suffix(name)?.trim_end().parse().ok()?;
+        Some(number * unit)
+    })
+}
+
+fn parse_latency(text: &str) -> Result<Duration, Error> {
+    let refuse = || Error::Config {
+        what: "link latency",
+        expected: "a time that is not negative, with s, ms, us or ns, such as 10us".to_string(),
+        got: format!("{text:?}"),
+    };
+    let seconds = parse_quantity(text, &LATENCY_UNITS).ok_or_else(refuse)?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| refuse())
+}
+
+fn parse_bandwidth(text: &str) -> Result<f64, Error> {
+    let refuse = || Error::Config {
+        what: "link bandwidth",
+        expected: "more than 0, with GB/s, MB/s, kB/s or B/s, such as 50GB/s, or inf".to_string(),
+        got: format!("{text:?}"),
+    };
+    if text == "inf" {
+        return Ok(f64::INFINITY);
+    }
+    let bandwidth = parse_quantity(text, &BANDWIDTH_UNITS).ok_or_else(refuse)?;
+    if bandwidth > 0.0 && bandwidth.is_finite() { Ok(bandwidth) } else { Err(refuse()) }
+}
+
+/// When each port of each rank is free again, in seconds of the world's clock.
 #[derive(Debug, Clone)]
-pub struct Ports {
+pub(crate) struct Ports {
     model: LinkModel,
-    send: [Vec<Duration>; 2],
-    receive: [Vec<Duration>; 2],
+    send: [Vec<f64>; 2],
+    receive: [Vec<f64>; 2],
 }
 
 impl Ports {
     /// Free ports for `ranks` ranks.
     pub fn new(model: LinkModel, ranks: usize) -> Self {
-        let free = || [vec![Duration::ZERO; ranks], vec![Duration::ZERO; ranks]];
+        let free = || [vec![0.0; ranks], vec![0.0; ranks]];
         Ports { model, send: free(), receive: free() }
     }
 
-    /// Sends `bytes` from rank `src` to rank `dst` at time `now`, and returns the time at which the message has arrived.
-    pub fn schedule(&mut self, now: Duration, src: usize, dst: usize, kind: LinkKind, bytes: u64) -> Duration {
-        let (port, link) = match kind {
-            LinkKind::Local => return now,
-            LinkKind::Fast => (0, self.model.fast),
-            LinkKind::Slow => (1, self.model.slow),
-        };
-        let occupancy = link.occupancy(bytes);
+    /// Sends `bytes` from rank `src` at time `now`, and returns the time at which the head reaches the receive port.
+    pub fn leave(&mut self, now: f64, src: usize, kind: LinkKind, bytes: u64) -> f64 {
+        let Some((port, link)) = self.model.link(kind) else { return now };
         let leaves = now.max(self.send[port][src]);
-        self.send[port][src] = leaves.saturating_add(occupancy);
-        let begins = leaves.saturating_add(link.latency).max(self.receive[port][dst]);
-        let arrived = begins.saturating_add(occupancy);
+        self.send[port][src] = leaves + link.occupancy(bytes);
+        leaves + link.latency.as_secs_f64()
+    }
+
+    /// Lets a message whose head comes to the receive port of rank `dst` at time `head` in, and returns the time at which it has arrived.
+    pub fn enter(&mut self, head: f64, dst: usize, kind: LinkKind, bytes: u64) -> f64 {
+        let Some((port, link)) = self.model.link(kind) else { return head };
+        let arrived = head.max(self.receive[port][dst]) + link.occupancy(bytes);
         self.receive[port][dst] = arrived;
         arrived
     }
@@ -149,43 +256,46 @@ pub struct Blocked {
 mod tests {
     use super::*;
 
-    const MS: Duration = Duration::from_millis(1);
-
     fn ports() -> Ports {
-        // 1 byte a millisecond between nodes, 10 inside.
-        let model =
-            LinkModel { fast: Link { latency: MS, bandwidth: 10_000.0 }, slow: Link { latency: 5 * MS, bandwidth: 1_000.0 } };
-        Ports::new(model, 4)
+        // 1 byte a second between nodes, 10 inside.
+        let second = Duration::from_secs(1);
+        let fast = Link { latency: second, bandwidth: 10.0 };
+        Ports::new(LinkModel { fast, slow: Link { latency: 5 * second, bandwidth: 1.0 } }, 4)
+    }
+
+    fn send(ports: &mut Ports, now: f64, src: usize, dst: usize, kind: LinkKind, bytes: u64) -> f64 {
+        let head = ports.leave(now, src, kind, bytes);
+        ports.enter(head, dst, kind, bytes)
     }
 
     #[test]
     fn one_message_takes_latency_and_its_bytes() {
-        assert_eq!(ports().schedule(2 * MS, 0, 1, LinkKind::Fast, 10), 4 * MS);
-        assert_eq!(ports().schedule(2 * MS, 0, 2, LinkKind::Slow, 10), 17 * MS);
-        assert_eq!(ports().schedule(2 * MS, 0, 0, LinkKind::Local, 10), 2 * MS);
-        assert_eq!(ports().schedule(2 * MS, 0, 1, LinkKind::Fast, 0), 3 * MS);
+        assert_eq!(send(&mut ports(), 2.0, 0, 1, LinkKind::Fast, 10), 4.0);
+        assert_eq!(send(&mut ports(), 2.0, 0, 2, LinkKind::Slow, 10), 17.0);
+        assert_eq!(send(&mut ports(), 2.0, 0, 0, LinkKind::Local, 10), 2.0);
+        assert_eq!(send(&mut ports(), 2.0, 0, 1, LinkKind::Fast, 0), 3.0);
     }
 
     #[test]
     fn a_send_port_passes_messages_in_order() {
         let mut p = ports();
-        assert_eq!(p.schedule(Duration::ZERO, 0, 2, LinkKind::Slow, 10), 15 * MS);
-        assert_eq!(p.schedule(Duration::ZERO, 0, 3, LinkKind::Slow, 10), 25 * MS);
+        assert_eq!(send(&mut p, 0.0, 0, 2, LinkKind::Slow, 10), 15.0);
+        assert_eq!(send(&mut p, 0.0, 0, 3, LinkKind::Slow, 10), 25.0);
         // The fast port is another one.
-        assert_eq!(p.schedule(Duration::ZERO, 0, 1, LinkKind::Fast, 10), 2 * MS);
+        assert_eq!(send(&mut p, 0.0, 0, 1, LinkKind::Fast, 10), 2.0);
     }
 
     #[test]
     fn a_receive_port_takes_one_message_at_a_time() {
         let mut p = ports();
-        assert_eq!(p.schedule(Duration::ZERO, 0, 2, LinkKind::Slow, 10), 15 * MS);
-        assert_eq!(p.schedule(Duration::ZERO, 1, 2, LinkKind::Slow, 10), 25 * MS);
-        assert_eq!(p.schedule(100 * MS, 1, 2, LinkKind::Slow, 10), 115 * MS);
+        assert_eq!(send(&mut p, 0.0, 0, 2, LinkKind::Slow, 10), 15.0);
+        assert_eq!(send(&mut p, 0.0, 1, 2, LinkKind::Slow, 10), 25.0);
+        assert_eq!(send(&mut p, 100.0, 1, 2, LinkKind::Slow, 10), 115.0);
     }
 
     #[test]
     fn a_link_without_limit_costs_its_latency() {
         let mut p = Ports::new(LinkModel { fast: Link::INSTANT, slow: Link::INSTANT }, 2);
-        assert_eq!(p.schedule(MS, 0, 1, LinkKind::Slow, u64::MAX), MS);
+        assert_eq!(send(&mut p, 1.0, 0, 1, LinkKind::Slow, u64::MAX), 1.0);
     }
 }

@@ -1,10 +1,12 @@
 //! A world of ranks that are threads of this process.
 
+use std::any::Any;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::Clock;
 use crate::comm::Comm;
 use crate::error::{Error, RanksError};
 use crate::link::LinkModel;
@@ -21,14 +23,18 @@ pub struct WorldConfig {
     pub compute_slots: Option<usize>,
     /// What messages cost; `None`: nothing.
     pub link: Option<LinkModel>,
-    /// When every rank has waited this long for messages that nobody has sent, the world fails instead of hanging.
+    /// What tells the time.
+    pub clock: Clock,
+    /// When every rank has waited this long for messages that nobody has sent, the world fails instead of hanging. Under the virtual
+    /// clock it fails at once.
     pub stall_after: Duration,
 }
 
 impl WorldConfig {
     /// `size` ranks on one node, with neither limit nor link model.
     pub fn new(size: usize) -> Self {
-        WorldConfig { size, ranks_per_node: size.max(1), compute_slots: None, link: None, stall_after: Duration::from_secs(30) }
+        let stall_after = Duration::from_secs(30);
+        WorldConfig { size, ranks_per_node: size.max(1), compute_slots: None, link: None, clock: Clock::Wall, stall_after }
     }
 
     /// The same with nodes of `ranks_per_node` ranks.
@@ -46,7 +52,12 @@ impl WorldConfig {
         WorldConfig { link: Some(link), ..self }
     }
 
-    fn validate(&self) -> Result<(), Error> {
+    /// The same under another clock.
+    pub fn clock(self, clock: Clock) -> Self {
+        WorldConfig { clock, ..self }
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), Error> {
         let refuse = |what, expected: &str, got: String| Err(Error::Config { what, expected: expected.to_string(), got });
         if self.size == 0 {
             return refuse("number of ranks", "at least 1", "0".into());
@@ -97,48 +108,40 @@ where
             match thread {
                 Ok(thread) => threads.push(thread),
                 // The ranks that run already are told, and end.
-                Err(error) => world.end(rank, Some(format!("could not start a thread: {error}"))),
+                Err(error) => world.end(&world.actor(rank), Some(format!("could not start a thread: {error}"))),
             }
         }
         threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
     });
     match world.failure() {
         None => Ok(results.into_iter().flatten().collect()),
-        Some(Error::Aborted { rank, operation, message }) => Err(RanksError { rank, operation, message }),
-        Some(error) => Err(start_error(&error)),
+        Some(failure) => Err(failure),
     }
 }
 
-fn run_rank<R, E: Display>(world: &Arc<World>, rank: usize, body: impl Fn(Comm) -> Result<R, E>) -> Option<R> {
+/// Runs one rank on the calling thread and records how it ended.
+pub(crate) fn run_rank<R, E: Display>(world: &Arc<World>, rank: usize, body: impl Fn(Comm) -> Result<R, E>) -> Option<R> {
+    let actor = world.actor(rank);
     // Nothing that the closure can see survives the panic: the world keeps its own invariants under its lock.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        if world.enter(rank).is_err() {
+        if world.enter(&actor).is_err() {
             return None;
         }
         Some(body(Comm::world(Arc::clone(world), rank)).map_err(|error| error.to_string()))
     }));
-    match outcome {
-        Ok(Some(Ok(result))) => {
-            world.end(rank, None);
-            Some(result)
-        }
-        Ok(Some(Err(message))) => {
-            world.end(rank, Some(message));
-            None
-        }
+    let (result, failure) = match outcome {
+        Ok(Some(Ok(result))) => (Some(result), None),
+        Ok(Some(Err(message))) => (None, Some(message)),
         // The world had failed before this rank began.
-        Ok(None) => {
-            world.end(rank, None);
-            None
-        }
-        Err(panic) => {
-            let text = panic
-                .downcast_ref::<&str>()
-                .map(|text| text.to_string())
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_else(|| "a panic without a message".to_string());
-            world.end(rank, Some(format!("panicked: {text}")));
-            None
-        }
-    }
+        Ok(None) => (None, None),
+        Err(panic) => (None, Some(panic_text(panic.as_ref()))),
+    };
+    world.end(&actor, failure);
+    result
+}
+
+/// What a panic says.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string()).or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("panicked: {}", text.unwrap_or_else(|| "a panic without a message".to_string()))
 }

@@ -1,47 +1,84 @@
 //! The state that the ranks of one process share: mailboxes, compute slots, ports, counters, and the first failure.
 
-use std::any::Any;
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
+use crate::clock::{Agenda, Clock, Head, Phase, Turn, Waits};
+use crate::error::{Error, RanksError, Result};
+use crate::lane::Submitted;
 use crate::link::{Blocked, LinkKind, Ports, Traffic};
 use crate::threads::WorldConfig;
+use crate::transport::{Envelope, Tag, Transport};
 
 /// What a message is matched by, beside its receiver.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub group: u64,
     pub src: usize,
     pub tag: Tag,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Tag {
-    User(u64),
-    Collective,
+/// A message in a mailbox.
+struct Letter {
+    envelope: Envelope,
+    /// When it can be received; `None` until its head has passed the receive port.
+    arrival: Option<f64>,
 }
 
-pub(crate) struct Message {
-    pub payload: Box<dyn Any + Send>,
-    pub type_name: &'static str,
-    pub operation: &'static str,
-    ready_at: Option<Instant>,
+/// What an actor is blocked on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Want {
+    Message(Key),
+    /// The end of a task (its ticket, and the actor that is its lane).
+    Ticket(u64, usize),
+    /// A task for a lane (its actor).
+    Submission(usize),
 }
 
-/// What a rank is blocked on.
-#[derive(Clone, Copy)]
-struct Wait {
-    key: Key,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wait {
+    pub want: Want,
     operation: &'static str,
+}
+
+/// One that uses a `Comm`: a rank's own thread, or a lane of it.
+#[derive(Debug)]
+pub(crate) struct Actor {
+    pub id: usize,
+    pub rank: usize,
+    pub wake: Condvar,
+}
+
+pub(crate) struct ActorState {
+    pub handle: Arc<Actor>,
+    pub rank: usize,
+    /// 0 for the rank's own thread; lanes count from 1.
+    pub lane: usize,
+    name: Option<Arc<str>>,
+    /// Virtual time.
+    pub time: f64,
+    pub phase: Phase,
+    pub turn: Option<Turn>,
+    pub waits: Vec<Wait>,
+    pub waited: Waits,
+    /// Why it was woken although nothing happened.
+    pub stalled: Option<String>,
+    /// When the task it works on, or what that has received, was first given to be sent.
+    pub origin: Option<f64>,
+    pub inbox: VecDeque<Submitted>,
+    holds_slot: bool,
+    closed: bool,
 }
 
 #[derive(Default)]
 struct RankState {
-    mail: HashMap<Key, VecDeque<Message>>,
-    waits: Vec<Wait>,
-    holds_slot: bool,
+    mail: HashMap<Key, VecDeque<Letter>>,
+    /// Actors that have not ended.
+    actors: Vec<usize>,
+    lanes: usize,
+    /// Whether it runs in this process.
+    here: bool,
     ended: bool,
     /// The operation last begun.
     operation: &'static str,
@@ -50,62 +87,155 @@ struct RankState {
     label: Option<String>,
     traffic: Traffic,
     blocked: Blocked,
+    /// Messages sent over links.
+    sent: u64,
+    /// What [`Comm::next_sequence`](crate::Comm::next_sequence) has counted, by group.
+    sequences: HashMap<u64, u64>,
 }
 
-struct State {
+pub(crate) struct State {
     ranks: Vec<RankState>,
-    groups: HashMap<(u64, Vec<usize>, u64), u64>,
-    failure: Option<Error>,
+    pub actors: Vec<ActorState>,
+    pub agenda: Agenda,
+    /// Under the wall clock: messages under way to each rank.
+    under_way: Vec<std::collections::BinaryHeap<Head>>,
+    groups: HashMap<u64, (u64, Vec<usize>, u64)>,
+    /// Tasks that are done: when, and their origin.
+    pub tickets: HashMap<u64, Option<(f64, f64)>>,
+    next_ticket: u64,
+    failure: Option<RanksError>,
     /// Messages delivered or received and ranks ended so far: while it stands still nothing happens.
     progress: u64,
+    limited: bool,
     free_slots: usize,
     slot_queue: VecDeque<usize>,
     ports: Option<Ports>,
 }
 
-pub(crate) struct World {
+/// What the ranks of this process share. Made by [`run_threads`](crate::run_threads), or by [`World::process`] where other
+/// ranks are in other processes.
+pub struct World {
     state: Mutex<State>,
-    wake: Vec<Condvar>,
     start: Instant,
-    pub ranks_per_node: usize,
-    limited: bool,
+    size: usize,
+    pub(crate) ranks_per_node: usize,
+    clock: Clock,
     stall_after: Duration,
+    transport: Option<Arc<dyn Transport>>,
+}
+
+/// What a blocked actor finds when it looks.
+pub(crate) enum Check<R> {
+    /// It is there; it was first given to be sent at the origin, if that is to be accounted for.
+    Ready(R, Option<f64>),
+    /// It will be there at this time.
+    At(f64),
+    /// It is under way.
+    UnderWay,
+    Nothing,
+    /// It will never be there.
+    Never(Error),
+}
+
+pub(crate) type Guard<'a> = MutexGuard<'a, State>;
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "World({} ranks, {:?} clock)", self.size, self.clock)
+    }
 }
 
 impl World {
-    pub fn new(config: &WorldConfig) -> Self {
-        let ranks = (0..config.size).map(|_| RankState { operation: "start", ..RankState::default() }).collect();
+    /// A world of ranks that are all threads of this process.
+    pub(crate) fn new(config: &WorldConfig) -> Self {
+        World::with(config, None, None)
+    }
+
+    /// A world of which only `rank` lives in this process; the others are reached over `transport`. Its clock is the wall
+    /// clock, and messages take the time they take.
+    ///
+    /// # Errors
+    /// When the configuration makes no sense, names a virtual clock or a link model, or has no such rank.
+    pub fn process(config: &WorldConfig, rank: usize, transport: Arc<dyn Transport>) -> Result<Arc<World>> {
+        config.validate()?;
+        let refuse = |what, expected: &str, got: String| Err(Error::Config { what, expected: expected.to_string(), got });
+        if rank >= config.size {
+            return refuse("rank of this process", &format!("below {}", config.size), rank.to_string());
+        }
+        if config.clock == Clock::Virtual {
+            return refuse("clock", "the wall clock for ranks in several processes", "a virtual clock".into());
+        }
+        if let Some(link) = config.link {
+            return refuse("link model", "none for ranks in several processes", link.to_string());
+        }
+        Ok(Arc::new(World::with(config, Some(rank), Some(transport))))
+    }
+
+    fn with(config: &WorldConfig, only: Option<usize>, transport: Option<Arc<dyn Transport>>) -> Self {
+        let mut state = State {
+            ranks: Vec::with_capacity(config.size),
+            actors: Vec::with_capacity(config.size),
+            agenda: Agenda::default(),
+            under_way: vec![std::collections::BinaryHeap::new(); config.size],
+            groups: HashMap::new(),
+            tickets: HashMap::new(),
+            next_ticket: 0,
+            failure: None,
+            progress: 0,
+            limited: config.compute_slots.is_some(),
+            free_slots: config.compute_slots.unwrap_or(0),
+            slot_queue: VecDeque::new(),
+            ports: config.link.map(|model| Ports::new(model, config.size)),
+        };
+        for rank in 0..config.size {
+            let here = only.is_none_or(|only| only == rank);
+            state.ranks.push(RankState { operation: "start", here, ..RankState::default() });
+            // Remote ranks have an actor too, which never acts, so that actor r is rank r's own thread.
+            state.add_actor(rank, None, 0.0, here);
+        }
         World {
-            state: Mutex::new(State {
-                ranks,
-                groups: HashMap::new(),
-                failure: None,
-                progress: 0,
-                free_slots: config.compute_slots.unwrap_or(0),
-                slot_queue: VecDeque::new(),
-                ports: config.link.map(|model| Ports::new(model, config.size)),
-            }),
-            wake: (0..config.size).map(|_| Condvar::new()).collect(),
+            state: Mutex::new(state),
             start: Instant::now(),
+            size: config.size,
             ranks_per_node: config.ranks_per_node,
-            limited: config.compute_slots.is_some_and(|slots| slots < config.size),
+            clock: config.clock,
             stall_after: config.stall_after,
+            transport,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> Guard<'_> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Number of ranks.
     pub fn size(&self) -> usize {
-        self.wake.len()
+        self.size
     }
 
-    pub fn node(&self, rank: usize) -> usize {
+    pub(crate) fn is_virtual(&self) -> bool {
+        self.clock == Clock::Virtual
+    }
+
+    /// Seconds of the world's clock, as `actor` sees it.
+    pub(crate) fn now(&self, state: &State, actor: &Actor) -> f64 {
+        if self.is_virtual() { state.actors[actor.id].time } else { self.start.elapsed().as_secs_f64() }
+    }
+
+    pub(crate) fn is_here(&self, rank: usize) -> bool {
+        self.lock().ranks.get(rank).is_some_and(|rank| rank.here)
+    }
+
+    /// The actor of a rank's own thread.
+    pub(crate) fn actor(&self, rank: usize) -> Arc<Actor> {
+        Arc::clone(&self.lock().actors[rank].handle)
+    }
+
+    pub(crate) fn node(&self, rank: usize) -> usize {
         rank / self.ranks_per_node
     }
 
-    pub fn link_kind(&self, a: usize, b: usize) -> LinkKind {
+    pub(crate) fn link_kind(&self, a: usize, b: usize) -> LinkKind {
         if a == b {
             LinkKind::Local
         } else if self.node(a) == self.node(b) {
@@ -115,262 +245,692 @@ impl World {
         }
     }
 
-    /// One number for a group, the same for all of its members.
-    pub fn group(&self, parent: u64, ranks: &[usize], id: u64) -> u64 {
+    /// One number for a group, the same for all of its members in all processes.
+    pub(crate) fn group(&self, parent: u64, ranks: &[usize], id: u64) -> Result<u64> {
+        let number = group_number(parent, ranks, id);
         let mut state = self.lock();
-        let next = state.groups.len() as u64 + 1;
-        *state.groups.entry((parent, ranks.to_vec(), id)).or_insert(next)
+        let known = state.groups.entry(number).or_insert_with(|| (parent, ranks.to_vec(), id));
+        // 64 bits: with n groups the chance is about n^2 / 2^65. It is noticed, not suffered.
+        if (known.0, known.1.as_slice(), known.2) != (parent, ranks, id) || number == 0 {
+            return Err(Error::Group { first: format!("{:?}", known.1), second: format!("{ranks:?}") });
+        }
+        Ok(number)
     }
 
-    pub fn traffic(&self, rank: usize) -> Traffic {
+    pub(crate) fn next_sequence(&self, rank: usize, group: u64) -> u64 {
+        let mut state = self.lock();
+        let next = state.ranks[rank].sequences.entry(group).or_insert(0);
+        let sequence = *next;
+        *next = next.wrapping_add(1);
+        sequence
+    }
+
+    pub(crate) fn traffic(&self, rank: usize) -> Traffic {
         self.lock().ranks[rank].traffic
     }
 
-    pub fn blocked(&self, rank: usize) -> Blocked {
+    pub(crate) fn blocked(&self, rank: usize) -> Blocked {
         self.lock().ranks[rank].blocked
     }
 
-    pub fn count_rows(&self, rank: usize, kind: LinkKind, rows: u64) {
+    pub(crate) fn count_rows(&self, rank: usize, kind: LinkKind, rows: u64) {
         self.lock().ranks[rank].traffic.of_mut(kind).rows += rows;
     }
 
-    pub fn set_label(&self, rank: usize, label: Option<String>) {
+    pub(crate) fn set_label(&self, rank: usize, label: Option<String>) {
         self.lock().ranks[rank].label = label;
     }
 
-    pub fn set_failed_in(&self, rank: usize, operation: &'static str) {
+    pub(crate) fn set_failed_in(&self, rank: usize, operation: &'static str) {
         self.lock().ranks[rank].failed_in = Some(operation);
     }
 
-    pub fn check(&self) -> Result<()> {
-        self.lock().failure.clone().map_or(Ok(()), Err)
+    pub(crate) fn check(&self, actor: &Actor) -> Result<()> {
+        self.lock().admit(actor)
     }
 
-    /// Puts a message into the mailbox of `dst`.
-    pub fn post(
+    /// Moves the virtual time of `actor`; under the wall clock nothing happens.
+    pub(crate) fn advance(&self, actor: &Actor, seconds: f64) -> Result<()> {
+        let refuse = |got: f64| Error::Shape {
+            what: "seconds to advance by",
+            expected: "a finite number that is not negative".into(),
+            got: got.to_string(),
+        };
+        if !(seconds >= 0.0 && seconds.is_finite()) {
+            return Err(refuse(seconds));
+        }
+        let mut state = self.lock();
+        state.admit(actor)?;
+        if self.is_virtual() {
+            let time = state.actors[actor.id].time + seconds;
+            if !time.is_finite() {
+                return Err(refuse(seconds));
+            }
+            state.actors[actor.id].time = time;
+            state.set_turn(actor.id, Some(time));
+            state.dispatch();
+        }
+        Ok(())
+    }
+
+    /// Under the virtual clock, waits until no other actor can act before this one.
+    fn turn<'a>(&'a self, mut state: Guard<'a>, actor: &Actor) -> Guard<'a> {
+        if !self.is_virtual() || state.admit(actor).is_err() || state.actors[actor.id].turn.is_none() {
+            return state;
+        }
+        state.actors[actor.id].phase = Phase::Parked;
+        state.dispatch();
+        if state.actors[actor.id].phase == Phase::Computing {
+            return state;
+        }
+        state.release_slot(actor.id);
+        while state.actors[actor.id].phase != Phase::Computing && state.admit(actor).is_ok() {
+            state = actor.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.actors[actor.id].phase = Phase::Computing;
+        self.acquire_slot(state, actor)
+    }
+
+    /// The lock, when it is this actor's turn to act.
+    pub(crate) fn lock_in_turn(&self, actor: &Actor) -> Result<Guard<'_>> {
+        let state = self.turn(self.lock(), actor);
+        state.admit(actor)?;
+        Ok(state)
+    }
+
+    /// Sends a message: into the mailbox of `dst`, or to the transport.
+    pub(crate) fn post(
         &self,
+        actor: &Actor,
         dst: usize,
-        key: Key,
         operation: &'static str,
-        payload: Box<dyn Any + Send>,
-        type_name: &'static str,
-        bytes: u64,
+        mut envelope: Envelope,
         rows: u64,
     ) -> Result<()> {
-        let kind = self.link_kind(key.src, dst);
-        let mut guard = self.lock();
+        let src = actor.rank;
+        let kind = self.link_kind(src, dst);
+        let bytes = envelope.payload.bytes().len() as u64;
+        let mut guard = self.lock_in_turn(actor)?;
         let state = &mut *guard;
-        if let Some(failure) = &state.failure {
-            return Err(failure.clone());
-        }
-        let sender = &mut state.ranks[key.src];
+        let now = self.now(state, actor);
+        envelope.origin = state.actors[actor.id].origin.unwrap_or(now);
+        let sender = &mut state.ranks[src];
         sender.operation = operation;
         let traffic = sender.traffic.of_mut(kind);
         traffic.messages += 1;
         traffic.bytes += bytes;
         traffic.rows += rows;
-        let ready_at = match (&mut state.ports, kind) {
-            (None, _) | (_, LinkKind::Local) => None,
-            (Some(ports), _) => {
-                let arrived = ports.schedule(self.start.elapsed(), key.src, dst, kind, bytes);
-                self.start.checked_add(arrived)
+        if let (false, Some(transport)) = (state.ranks[dst].here, &self.transport) {
+            // The transport may take its time, and may deliver a message meanwhile.
+            drop(guard);
+            return transport.send(dst, envelope).inspect_err(|_| self.set_failed_in(src, operation));
+        }
+        let key = Key { group: envelope.group, src, tag: envelope.tag };
+        match &mut state.ports {
+            Some(ports) if kind != LinkKind::Local => {
+                let time = ports.leave(now, src, kind, bytes);
+                let sequence = state.ranks[src].sent;
+                state.ranks[src].sent += 1;
+                state.put(dst, key, Letter { envelope, arrival: None });
+                let head = Head { time, src, sequence, dst, key, kind, bytes };
+                if self.is_virtual() {
+                    state.agenda.heads.push(head);
+                } else {
+                    state.under_way[dst].push(head);
+                    state.notify(dst, Want::Message(key));
+                }
             }
-        };
-        let receiver = &mut state.ranks[dst];
-        receiver.mail.entry(key).or_default().push_back(Message { payload, type_name, operation, ready_at });
-        state.progress += 1;
-        let wanted = receiver.waits.iter().any(|wait| wait.key == key);
-        drop(guard);
-        if wanted {
-            self.wake[dst].notify_all();
+            _ => {
+                state.put(dst, key, Letter { envelope, arrival: Some(now) });
+                state.happened(dst, Want::Message(key), now);
+            }
         }
         Ok(())
     }
 
-    /// Takes the next message for `key` if it has arrived.
-    pub fn try_take(&self, me: usize, key: Key, operation: &'static str) -> Result<Option<Message>> {
+    /// Puts a message from a rank of another process into the mailbox of `dst`.
+    ///
+    /// # Errors
+    /// When `dst` is not in this process, or the world has no such ranks.
+    pub fn deliver(&self, dst: usize, envelope: Envelope) -> Result<()> {
         let mut state = self.lock();
-        if let Some(failure) = &state.failure {
-            return Err(failure.clone());
+        let src = envelope.src;
+        if src >= self.size || !state.ranks.get(dst).is_some_and(|rank| rank.here) {
+            return Err(Error::Shape {
+                what: "message from another process",
+                expected: format!("ranks below {}, the receiver in this process", self.size),
+                got: format!("from rank {src} to rank {dst}"),
+            });
         }
-        state.ranks[me].operation = operation;
-        match state.take(me, key) {
-            Taken::Message(message) => Ok(Some(message)),
-            Taken::At(_) => Ok(None),
-            Taken::Nothing if state.ranks[key.src].ended => {
-                state.ranks[me].failed_in = Some(operation);
-                Err(Error::Ended { rank: me, operation, source_rank: key.src })
+        let key = Key { group: envelope.group, src, tag: envelope.tag };
+        let now = self.start.elapsed().as_secs_f64();
+        state.put(dst, key, Letter { envelope, arrival: Some(now) });
+        state.happened(dst, Want::Message(key), now);
+        Ok(())
+    }
+
+    /// Blocks `actor` until `check` finds what it waits for, giving its compute slot away.
+    pub(crate) fn wait<R>(
+        &self,
+        actor: &Actor,
+        operation: &'static str,
+        wants: &[Want],
+        mut check: impl FnMut(&mut State, f64) -> Check<R>,
+    ) -> Result<R> {
+        let (id, rank) = (actor.id, actor.rank);
+        let mut state = self.lock_in_turn(actor)?;
+        state.ranks[rank].operation = operation;
+        let began = self.now(&state, actor);
+        if !self.is_virtual() {
+            state.serve_until(rank, began);
+        }
+        match check(&mut state, began) {
+            Check::Ready(value, _) => return Ok(value),
+            Check::Never(error) => {
+                state.ranks[rank].failed_in = Some(operation);
+                return Err(error);
             }
-            Taken::Nothing => Ok(None),
+            Check::At(_) | Check::UnderWay | Check::Nothing => {}
         }
+        state.actors[id].waits.extend(wants.iter().map(|&want| Wait { want, operation }));
+        state.release_slot(id);
+        let outcome = loop {
+            if let Err(error) = state.admit(actor) {
+                break Err(error);
+            }
+            let now = self.now(&state, actor);
+            if !self.is_virtual() {
+                state.serve_until(rank, now);
+            }
+            let mut at = None;
+            let mut stall = false;
+            match check(&mut state, now) {
+                Check::Ready(value, origin) => break Ok((value, origin)),
+                Check::Never(error) => break Err(error),
+                Check::At(time) => at = Some(time),
+                Check::UnderWay => at = state.under_way[rank].peek().map(|head| head.time),
+                Check::Nothing => stall = true,
+            }
+            if self.is_virtual() {
+                state.actors[id].phase = Phase::Waiting;
+                state.set_turn(id, at.map(|at| at.max(now)));
+                state.dispatch();
+                while state.actors[id].phase == Phase::Waiting && state.admit(actor).is_ok() {
+                    state = actor.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                state.actors[id].phase = Phase::Computing;
+                if let Some(waits) = state.actors[id].stalled.take() {
+                    break Err(Error::Stalled { waits });
+                }
+            } else {
+                // A message under way may be behind others, so the first head on the way to this rank wakes it too.
+                let first = state.under_way[rank].peek().map(|head| head.time);
+                let at = match (at, first) {
+                    (Some(at), Some(first)) => Some(at.min(first)),
+                    (at, _) => at,
+                };
+                let timeout = at.map_or(self.stall_after, |at| seconds(at - now));
+                let progress = state.progress;
+                let (guard, waited) = actor.wake.wait_timeout(state, timeout).unwrap_or_else(PoisonError::into_inner);
+                state = guard;
+                if stall && waited.timed_out() && state.progress == progress && state.all_wait() {
+                    break Err(Error::Stalled { waits: state.describe_waits() });
+                }
+            }
+        };
+        let ended = self.now(&state, actor);
+        let mine = &mut state.actors[id];
+        for want in wants {
+            if let Some(at) = mine.waits.iter().position(|wait| wait.want == *want) {
+                mine.waits.swap_remove(at);
+            }
+        }
+        if let Ok((_, Some(origin))) = &outcome {
+            mine.waited.add(began, *origin, ended);
+        }
+        if mine.lane == 0 {
+            state.ranks[rank].blocked.messages += seconds(ended - began);
+        }
+        if let Err(error) = &outcome
+            && !matches!(error, Error::Closed { .. })
+        {
+            state.ranks[rank].failed_in = Some(operation);
+        }
+        let state = self.acquire_slot(state, actor);
+        let (value, _) = outcome?;
+        state.admit(actor)?;
+        Ok(value)
     }
 
     /// Takes the next message for `key`, giving the compute slot away while there is none.
-    pub fn take(&self, me: usize, key: Key, operation: &'static str) -> Result<Message> {
-        let mut state = self.lock();
-        if let Some(failure) = &state.failure {
-            return Err(failure.clone());
-        }
-        state.ranks[me].operation = operation;
-        if let Taken::Message(message) = state.take(me, key) {
-            return Ok(message);
-        }
-        let began = Instant::now();
-        state.ranks[me].waits.push(Wait { key, operation });
-        self.release_slot(&mut state, me);
-        let outcome = loop {
-            if let Some(failure) = &state.failure {
-                break Err(failure.clone());
+    pub(crate) fn take(&self, actor: &Actor, key: Key, operation: &'static str) -> Result<Envelope> {
+        let rank = actor.rank;
+        let id = actor.id;
+        self.wait(actor, operation, &[Want::Message(key)], |state, now| match state.take(rank, key, now) {
+            Check::Ready(envelope, origin) => {
+                state.learn_origin(id, origin);
+                Check::Ready(envelope, origin)
             }
-            let (timeout, stall) = match state.take(me, key) {
-                Taken::Message(message) => break Ok(message),
-                Taken::At(ready_at) => (ready_at.saturating_duration_since(Instant::now()), false),
-                Taken::Nothing if state.ranks[key.src].ended => {
-                    break Err(Error::Ended { rank: me, operation, source_rank: key.src });
-                }
-                Taken::Nothing => (self.stall_after, true),
-            };
-            let progress = state.progress;
-            let (guard, waited) = self.wake[me].wait_timeout(state, timeout).unwrap_or_else(PoisonError::into_inner);
-            state = guard;
-            if stall && waited.timed_out() && state.progress == progress && state.all_wait() {
-                break Err(Error::Stalled { waits: state.describe_waits() });
-            }
-        };
-        let mine = &mut state.ranks[me];
-        if let Some(at) = mine.waits.iter().position(|wait| wait.key == key) {
-            mine.waits.swap_remove(at);
-        }
-        mine.blocked.messages += began.elapsed();
-        if outcome.is_err() {
-            mine.failed_in = Some(operation);
-        }
-        let state = self.acquire_slot(state, me);
-        if let (Ok(_), Some(failure)) = (&outcome, &state.failure) {
-            return Err(failure.clone());
-        }
-        outcome
+            Check::Nothing if state.never_comes(key) => Check::Never(Error::Ended { rank, operation, source_rank: key.src }),
+            other => other,
+        })
     }
 
-    fn release_slot(&self, state: &mut State, me: usize) {
-        if !self.limited || !state.ranks[me].holds_slot {
-            return;
+    /// Takes the next message for `key` if it has arrived.
+    pub(crate) fn try_take(&self, actor: &Actor, key: Key, operation: &'static str) -> Result<Option<Envelope>> {
+        let rank = actor.rank;
+        let mut state = self.lock_in_turn(actor)?;
+        state.ranks[rank].operation = operation;
+        let now = self.now(&state, actor);
+        if !self.is_virtual() {
+            state.serve_until(rank, now);
         }
-        state.ranks[me].holds_slot = false;
-        while let Some(next) = state.slot_queue.pop_front() {
-            if !state.ranks[next].holds_slot {
-                state.ranks[next].holds_slot = true;
-                self.wake[next].notify_all();
-                return;
+        match state.take(rank, key, now) {
+            Check::Ready(envelope, origin) => {
+                state.learn_origin(actor.id, origin);
+                Ok(Some(envelope))
             }
+            Check::Nothing if state.never_comes(key) => {
+                state.ranks[rank].failed_in = Some(operation);
+                Err(Error::Ended { rank, operation, source_rank: key.src })
+            }
+            _ => Ok(None),
         }
-        state.free_slots += 1;
     }
 
-    /// Waits for a compute slot; returns without one only when the world has failed.
-    fn acquire_slot<'a>(&'a self, mut state: MutexGuard<'a, State>, me: usize) -> MutexGuard<'a, State> {
-        if !self.limited || state.ranks[me].holds_slot || state.failure.is_some() {
+    /// Waits until a message for one of `keys` has arrived, and says for which.
+    pub(crate) fn wait_any(&self, actor: &Actor, keys: &[Key], operation: &'static str) -> Result<usize> {
+        let rank = actor.rank;
+        let wants: Vec<Want> = keys.iter().map(|&key| Want::Message(key)).collect();
+        self.wait(actor, operation, &wants, |state, now| match state.first_arrival(rank, keys, now) {
+            Check::Nothing if keys.iter().all(|&key| state.never_comes(key)) => match keys.first() {
+                Some(key) => Check::Never(Error::Ended { rank, operation, source_rank: key.src }),
+                None => Check::Nothing,
+            },
+            found => found,
+        })
+    }
+
+    /// Waits for a compute slot; returns without one only when the actor may not go on.
+    fn acquire_slot<'a>(&'a self, mut state: Guard<'a>, actor: &Actor) -> Guard<'a> {
+        let id = actor.id;
+        if !state.limited || state.actors[id].holds_slot || state.admit(actor).is_err() {
             return state;
         }
         if state.free_slots > 0 {
             state.free_slots -= 1;
-            state.ranks[me].holds_slot = true;
+            state.actors[id].holds_slot = true;
             return state;
         }
         let began = Instant::now();
-        state.slot_queue.push_back(me);
-        while !state.ranks[me].holds_slot && state.failure.is_none() {
-            state = self.wake[me].wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.slot_queue.push_back(id);
+        while !state.actors[id].holds_slot && state.admit(actor).is_ok() {
+            state = actor.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.ranks[me].blocked.slots += began.elapsed();
+        if !state.actors[id].holds_slot {
+            state.slot_queue.retain(|&queued| queued != id);
+        }
+        state.ranks[actor.rank].blocked.slots += began.elapsed();
         state
     }
 
-    /// The first slot of a rank, taken before its function runs.
-    pub fn enter(&self, me: usize) -> Result<()> {
-        let state = self.acquire_slot(self.lock(), me);
-        state.failure.clone().map_or(Ok(()), Err)
+    /// The first slot of an actor, taken before its function runs.
+    pub(crate) fn enter(&self, actor: &Actor) -> Result<()> {
+        let state = self.acquire_slot(self.lock(), actor);
+        state.admit(actor)
     }
 
     /// Gives the compute slot away while `wait` runs.
-    pub fn without_slot<R>(&self, me: usize, wait: impl FnOnce() -> R) -> Result<R> {
-        self.release_slot(&mut self.lock(), me);
+    pub(crate) fn without_slot<R>(&self, actor: &Actor, wait: impl FnOnce() -> R) -> Result<R> {
+        self.lock().release_slot(actor.id);
         let result = wait();
-        self.enter(me)?;
+        self.enter(actor)?;
         Ok(result)
     }
 
-    /// Records that a rank has returned (`None`), or why it failed.
-    pub fn end(&self, me: usize, failure: Option<String>) {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        state.ranks[me].ended = true;
-        state.progress += 1;
-        if let (Some(message), None) = (failure, &state.failure) {
-            let mine = &state.ranks[me];
-            let operation = match (&mine.label, mine.failed_in) {
-                (Some(label), _) => label.clone(),
-                (None, Some(operation)) => operation.to_string(),
-                (None, None) => format!("its own work after {}", mine.operation),
-            };
-            state.failure = Some(Error::Aborted { rank: me, operation, message });
+    /// Records that a rank of this process has returned (`None`), or why it failed.
+    pub(crate) fn end(&self, actor: &Actor, failure: Option<String>) {
+        let rank = actor.rank;
+        let mut state = self.lock();
+        if failure.is_none() {
+            // Others see the end in its place among the events.
+            state = self.turn(state, actor);
         }
-        self.release_slot(state, me);
-        drop(guard);
-        for wake in &self.wake {
-            wake.notify_all();
+        if let Some(message) = failure {
+            state.fail_own(actor, message);
+        }
+        let time = state.actors[actor.id].time;
+        let inboxes = state.end_rank(rank, time);
+        let failure = state.failure.clone();
+        drop(state);
+        // Tasks are foreign code: they are dropped without the lock.
+        drop(inboxes);
+        if let Some(transport) = &self.transport {
+            transport.ended(rank, failure.as_ref());
         }
     }
 
-    pub fn failure(&self) -> Option<Error> {
+    /// Records that a rank of another process has returned: nothing more will come from it.
+    pub fn ended(&self, rank: usize) {
+        let mut state = self.lock();
+        if state.ranks.get(rank).is_some_and(|rank| !rank.here) {
+            state.end_rank(rank, 0.0);
+        }
+    }
+
+    /// Ends the world: whatever its ranks wait for returns [`Error::Aborted`] with this failure, unless there was one before.
+    pub fn fail(&self, rank: usize, operation: impl Into<String>, message: impl Into<String>) {
+        self.lock().fail(RanksError { rank, operation: operation.into(), message: message.into() });
+    }
+
+    /// The first failure.
+    pub fn failure(&self) -> Option<RanksError> {
         self.lock().failure.clone()
+    }
+
+    /// What a rank of this process does at the moment, for messages: what its threads wait for, or the operation it began last.
+    pub fn pending(&self, rank: usize) -> String {
+        let state = self.lock();
+        let waits = state.waits_of(rank);
+        if !waits.is_empty() {
+            return waits.join(", ");
+        }
+        match state.ranks.get(rank) {
+            Some(RankState { label: Some(label), .. }) => format!("rank {rank} in {label}"),
+            Some(known) => format!("rank {rank} in its own work after {}", known.operation),
+            None => format!("no rank {rank}"),
+        }
     }
 }
 
-enum Taken {
-    Message(Message),
-    At(Instant),
-    Nothing,
+/// A hash of what makes a group (FNV-1a over the words, then mixed), the same in every process.
+fn group_number(parent: u64, ranks: &[usize], id: u64) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let words = [parent, id, ranks.len() as u64].into_iter().chain(ranks.iter().map(|&rank| rank as u64));
+    for byte in words.flat_map(u64::to_le_bytes) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash
+}
+
+/// A time span that may be absurdly long.
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX / 4)
 }
 
 impl State {
-    fn take(&mut self, me: usize, key: Key) -> Taken {
-        let mail = &mut self.ranks[me].mail;
-        let Some(queue) = mail.get_mut(&key) else { return Taken::Nothing };
-        let Some(first) = queue.front() else { return Taken::Nothing };
-        if let Some(ready_at) = first.ready_at
-            && ready_at > Instant::now()
-        {
-            return Taken::At(ready_at);
+    pub fn add_actor(&mut self, rank: usize, name: Option<Arc<str>>, time: f64, here: bool) -> Arc<Actor> {
+        let id = self.actors.len();
+        let handle = Arc::new(Actor { id, rank, wake: Condvar::new() });
+        let lane = self.ranks[rank].lanes;
+        self.ranks[rank].lanes += 1;
+        self.actors.push(ActorState {
+            handle: Arc::clone(&handle),
+            rank,
+            lane,
+            name,
+            time,
+            phase: if here { Phase::Computing } else { Phase::Ended },
+            turn: None,
+            waits: Vec::new(),
+            waited: Waits::default(),
+            stalled: None,
+            origin: None,
+            inbox: VecDeque::new(),
+            holds_slot: false,
+            closed: false,
+        });
+        if here {
+            self.ranks[rank].actors.push(id);
+            self.set_turn(id, Some(time));
         }
-        let Some(message) = queue.pop_front() else { return Taken::Nothing };
+        handle
+    }
+
+    /// Whether an actor may go on: the world has not failed, and the actor was not closed.
+    pub fn admit(&self, actor: &Actor) -> Result<()> {
+        if let Some(RanksError { rank, operation, message }) = &self.failure {
+            return Err(Error::Aborted { rank: *rank, operation: operation.clone(), message: message.clone() });
+        }
+        if self.is_closed(actor.id) { Err(self.closed(actor.id)) } else { Ok(()) }
+    }
+
+    pub fn is_closed(&self, lane: usize) -> bool {
+        self.actors[lane].closed
+    }
+
+    /// What is said about a lane that was dropped.
+    pub fn closed(&self, lane: usize) -> Error {
+        let lane = &self.actors[lane];
+        Error::Closed { rank: lane.rank, lane: lane.name.as_deref().unwrap_or_default().to_string() }
+    }
+
+    fn put(&mut self, dst: usize, key: Key, letter: Letter) {
+        self.ranks[dst].mail.entry(key).or_default().push_back(letter);
+        self.progress += 1;
+    }
+
+    /// Lets the actors of a rank that wait for `want` know that it happens at time `at`.
+    pub fn happened(&mut self, rank: usize, want: Want, at: f64) {
+        for i in 0..self.ranks[rank].actors.len() {
+            let id = self.ranks[rank].actors[i];
+            if self.actors[id].waits.iter().any(|wait| wait.want == want) {
+                self.due(id, at);
+            }
+        }
+    }
+
+    /// Wakes the actors of a rank that wait for `want`, so that they look again (wall clock).
+    fn notify(&self, rank: usize, want: Want) {
+        for &id in &self.ranks[rank].actors {
+            if self.actors[id].waits.iter().any(|wait| wait.want == want) {
+                self.actors[id].handle.wake.notify_all();
+            }
+        }
+    }
+
+    /// Lets a head into its receive port.
+    pub fn serve(&mut self, head: &Head) {
+        let Some(ports) = &mut self.ports else { return };
+        let Some(queue) = self.ranks[head.dst].mail.get_mut(&head.key) else { return };
+        let Some(letter) = queue.iter_mut().find(|letter| letter.arrival.is_none()) else { return };
+        let arrival = ports.enter(head.time, head.dst, head.kind, head.bytes);
+        letter.arrival = Some(arrival);
+        self.happened(head.dst, Want::Message(head.key), arrival);
+    }
+
+    /// Lets in what has reached the ports of a rank by `now` (wall clock).
+    fn serve_until(&mut self, rank: usize, now: f64) {
+        while let Some(head) = self.under_way[rank].peek().copied()
+            && head.time <= now
+        {
+            self.under_way[rank].pop();
+            self.serve(&head);
+        }
+    }
+
+    fn take(&mut self, rank: usize, key: Key, now: f64) -> Check<Envelope> {
+        let mail = &mut self.ranks[rank].mail;
+        let Some(queue) = mail.get_mut(&key) else { return Check::Nothing };
+        match queue.front() {
+            None => return Check::Nothing,
+            Some(Letter { arrival: None, .. }) => return Check::UnderWay,
+            Some(Letter { arrival: Some(at), .. }) if *at > now => return Check::At(*at),
+            Some(_) => {}
+        }
+        let Some(Letter { envelope, .. }) = queue.pop_front() else { return Check::Nothing };
         // User tags may all be different: an empty queue must not stay behind.
         if queue.is_empty() && matches!(key.tag, Tag::User(_)) {
             mail.remove(&key);
         }
         self.progress += 1;
-        Taken::Message(message)
+        let origin = envelope.origin;
+        Check::Ready(envelope, Some(origin))
     }
 
-    /// Whether every rank that still runs waits for a message that nobody has sent.
+    /// Which of `keys` has, or will have, a message first.
+    pub fn first_arrival(&self, rank: usize, keys: &[Key], now: f64) -> Check<usize> {
+        let mail = &self.ranks[rank].mail;
+        let mut first: Option<(f64, usize, f64)> = None;
+        let mut under_way = false;
+        for (i, key) in keys.iter().enumerate() {
+            let Some(letter) = mail.get(key).and_then(VecDeque::front) else { continue };
+            match letter.arrival {
+                None => under_way = true,
+                Some(at) if first.is_none_or(|(best, _, _)| at < best) => first = Some((at, i, letter.envelope.origin)),
+                Some(_) => {}
+            }
+        }
+        match first {
+            Some((at, i, origin)) if at <= now => Check::Ready(i, Some(origin)),
+            Some((at, _, _)) => Check::At(at),
+            None if under_way => Check::UnderWay,
+            None => Check::Nothing,
+        }
+    }
+
+    /// Whether the sender has ended without sending a message for `key`, given that there is none.
+    pub fn never_comes(&self, key: Key) -> bool {
+        self.ranks[key.src].ended
+    }
+
+    /// A message first given to be sent at `origin` was taken while working on a task.
+    fn learn_origin(&mut self, id: usize, origin: Option<f64>) {
+        if let (Some(task), Some(origin)) = (&mut self.actors[id].origin, origin) {
+            *task = task.max(origin);
+        }
+    }
+
+    pub fn new_ticket(&mut self) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.tickets.insert(ticket, None);
+        ticket
+    }
+
+    pub fn made_progress(&mut self) {
+        self.progress += 1;
+    }
+
+    pub fn release_slot(&mut self, id: usize) {
+        if !self.limited || !self.actors[id].holds_slot {
+            return;
+        }
+        self.actors[id].holds_slot = false;
+        while let Some(next) = self.slot_queue.pop_front() {
+            let next = &mut self.actors[next];
+            if !next.holds_slot && next.phase != Phase::Ended {
+                next.holds_slot = true;
+                next.handle.wake.notify_all();
+                return;
+            }
+        }
+        self.free_slots += 1;
+    }
+
+    /// A rank of this process failed in what it, or a lane of it, did.
+    pub fn fail_own(&mut self, actor: &Actor, message: String) {
+        let mine = &self.ranks[actor.rank];
+        let operation = match (&mine.label, mine.failed_in) {
+            (Some(label), _) => label.clone(),
+            (None, Some(operation)) => operation.to_string(),
+            (None, None) => format!("its own work after {}", mine.operation),
+        };
+        let operation = match &self.actors[actor.id].name {
+            Some(lane) => format!("{operation} (lane {lane})"),
+            None => operation,
+        };
+        self.fail(RanksError { rank: actor.rank, operation, message });
+    }
+
+    fn fail(&mut self, failure: RanksError) {
+        self.failure.get_or_insert(failure);
+        for actor in &self.actors {
+            actor.handle.wake.notify_all();
+        }
+    }
+
+    /// Records the end of a rank's own thread at virtual time `time`, and closes its lanes. Returns the tasks that were still to be begun.
+    fn end_rank(&mut self, rank: usize, time: f64) -> Vec<VecDeque<Submitted>> {
+        self.ranks[rank].ended = true;
+        self.progress += 1;
+        let lanes: Vec<usize> = self.ranks[rank].actors.iter().copied().filter(|&id| self.actors[id].lane > 0).collect();
+        let inboxes = lanes.into_iter().map(|id| self.close(id)).collect();
+        self.end_actor(rank);
+        for id in 0..self.actors.len() {
+            let from = |wait: &Wait| matches!(wait.want, Want::Message(key) if key.src == rank);
+            if self.actors[id].waits.iter().any(from) {
+                self.due(id, time);
+            }
+        }
+        self.dispatch();
+        inboxes
+    }
+
+    /// Ends a lane: whatever it waits for returns [`Error::Closed`]. Returns the tasks that were still to be begun.
+    pub fn close(&mut self, id: usize) -> VecDeque<Submitted> {
+        let lane = &mut self.actors[id];
+        lane.closed = true;
+        lane.handle.wake.notify_all();
+        let (rank, inbox) = (lane.rank, std::mem::take(&mut lane.inbox));
+        for waiting in self.ranks[rank].actors.clone() {
+            let for_task = |wait: &Wait| matches!(wait.want, Want::Ticket(_, lane) if lane == id);
+            if self.actors[waiting].waits.iter().any(for_task) {
+                self.due(waiting, self.actors[waiting].time);
+            }
+        }
+        inbox
+    }
+
+    /// The thread of an actor has ended.
+    pub fn end_actor(&mut self, id: usize) {
+        self.release_slot(id);
+        self.set_turn(id, None);
+        let rank = self.actors[id].rank;
+        self.actors[id].phase = Phase::Ended;
+        self.ranks[rank].actors.retain(|&actor| actor != id);
+        self.dispatch();
+    }
+
+    /// The waits of all actors of a rank.
+    pub fn waited(&self, rank: usize) -> Waits {
+        let mine = self.actors.iter().filter(|actor| actor.rank == rank);
+        mine.fold(Waits::default(), |sum, actor| sum + actor.waited)
+    }
+
+    /// Whether every rank that still runs is in this process and waits for a message that nobody has sent.
     fn all_wait(&self) -> bool {
-        self.ranks.iter().filter(|rank| !rank.ended).all(|rank| {
-            let sent = |wait: &Wait| rank.mail.get(&wait.key).is_some_and(|queue| !queue.is_empty());
-            !rank.waits.is_empty() && !rank.waits.iter().any(sent)
+        let here = self.ranks.iter().all(|rank| rank.here || rank.ended);
+        here && self.actors.iter().filter(|actor| actor.phase != Phase::Ended).all(|actor| {
+            let met = |wait: &Wait| match &wait.want {
+                Want::Message(key) => self.ranks[actor.rank].mail.get(key).is_some_and(|queue| !queue.is_empty()),
+                Want::Ticket(ticket, _) => self.tickets.get(ticket).is_some_and(Option::is_some),
+                Want::Submission(_) => !actor.inbox.is_empty(),
+            };
+            !actor.waits.is_empty() && !actor.waits.iter().any(met)
         })
     }
 
-    fn describe_waits(&self) -> String {
+    pub fn describe_waits(&self) -> String {
+        let waits: Vec<String> = (0..self.ranks.len()).flat_map(|rank| self.waits_of(rank)).collect();
+        waits.join(", ")
+    }
+
+    fn waits_of(&self, rank: usize) -> Vec<String> {
         let mut parts = Vec::new();
-        for (rank, state) in self.ranks.iter().enumerate() {
-            for Wait { key, operation } in &state.waits {
-                let tag = match key.tag {
-                    Tag::User(tag) => format!(" (tag {tag})"),
-                    Tag::Collective => String::new(),
+        for actor in self.actors.iter().filter(|actor| actor.rank == rank) {
+            let lane = actor.name.as_ref().map(|name| format!(" lane {name}")).unwrap_or_default();
+            for Wait { want, operation } in &actor.waits {
+                let what = match want {
+                    Want::Message(Key { src, tag: Tag::User(tag), .. }) => format!("rank {src} (tag {tag})"),
+                    Want::Message(Key { src, tag: Tag::Collective, .. }) => format!("rank {src}"),
+                    Want::Ticket(_, lane) => format!("a task of lane {}", self.actors[*lane].name.as_deref().unwrap_or_default()),
+                    // A lane without a task is not what holds anybody up.
+                    Want::Submission(_) => continue,
                 };
-                parts.push(format!("rank {rank} in {operation} for rank {}{tag}", key.src));
+                parts.push(format!("rank {rank}{lane} in {operation} for {what}"));
             }
         }
-        parts.join(", ")
+        parts
     }
 }
