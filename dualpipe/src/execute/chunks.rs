@@ -120,6 +120,7 @@ impl<'a> Chunks<'a> {
         mut chunks: [Option<Chunk>; 2],
     ) -> Result<(), ExecuteError<E>> {
         let failed = |error| ExecuteError::Stage { step, error };
+        let fills = arrangement.ops().contains(&Op::Fill);
         for &op in arrangement.ops() {
             let (half, component) = match op {
                 Op::Compute(half, component) | Op::Start(half, component) | Op::Finish(half, component) => (half, component),
@@ -132,6 +133,10 @@ impl<'a> Chunks<'a> {
             let (stage, micro_batch) = (chunk.stage, chunk.micro_batch);
             let weight = chunk.components.get(component).is_some_and(|component| component.kind.is_weight());
             if weight && chunk.action.kind == ActionKind::I {
+                // Its own are put off; where the arrangement fills waits, others take their place.
+                if fills && chunk.left > 0 {
+                    self.fill(parts, step)?;
+                }
                 continue;
             }
             if !chunk.begun {

@@ -100,10 +100,13 @@ impl Arrangement {
         arrangement
     }
 
-    /// A legal order that chance chose, the same for the same seed.
+    /// A legal order that chance chose, the same for the same seed; for a chunk alone with fills between.
     pub fn random(pairing: &Pairing, seed: u64) -> Arrangement {
         let mut random = Random::new(seed);
-        let ops = arrange(pairing, |ready| random.below(ready.len()));
+        let mut ops = arrange(pairing, |ready| random.below(ready.len()));
+        if pairing.half(Half::Forward).is_empty() || pairing.half(Half::Backward).is_empty() {
+            ops = ops.into_iter().flat_map(|op| std::iter::repeat_n(Op::Fill, random.below(3) / 2).chain([op])).collect();
+        }
         Arrangement { ops }
     }
 

@@ -174,7 +174,49 @@ impl<'a> Search<'a> {
         score
     }
 
+    /// Tries all orders if there are no more than `most`, and says whether there were.
+    fn exhaust(&mut self, most: usize) -> bool {
+        let ops = self.best.clone();
+        let n = ops.len();
+        let follows: Vec<Vec<usize>> =
+            ops.iter().map(|&a| (0..n).filter(|&b| self.flat.must_precede(a, ops[b])).collect()).collect();
+        let mut open = vec![0usize; n];
+        follows.iter().flatten().for_each(|&b| open[b] += 1);
+        // Depth first: `next` is the first entry that has not been tried at this depth.
+        let mut order: Vec<usize> = Vec::with_capacity(n);
+        let mut taken = vec![false; n];
+        let (mut next, mut leaves, mut steps) = (0usize, 0usize, 0usize);
+        loop {
+            steps += 1;
+            // Few leaves can lie deep.
+            if leaves > most || steps > most.saturating_mul(8) {
+                return false;
+            }
+            if order.len() == n {
+                leaves += 1;
+                self.offer(order.iter().map(|&at| ops[at]).collect());
+            }
+            match (next..n).find(|&at| !taken[at] && open[at] == 0) {
+                Some(at) => {
+                    taken[at] = true;
+                    follows[at].iter().for_each(|&b| open[b] -= 1);
+                    order.push(at);
+                    next = 0;
+                }
+                None => {
+                    let Some(at) = order.pop() else { return true };
+                    taken[at] = false;
+                    follows[at].iter().for_each(|&b| open[b] += 1);
+                    next = at + 1;
+                }
+            }
+        }
+    }
+
     fn run(&mut self, tuning: Tuning) {
+        if self.exhaust(tuning.tries / 8) {
+            return;
+        }
         let mut random = Random::new(tuning.seed);
         let uniform = |random: &mut Random| (random.next() >> 11) as f64 * 2f64.powi(-53);
         // Priorities: the longest way to the end, disturbed by chance.
