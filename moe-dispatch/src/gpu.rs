@@ -4,7 +4,6 @@
 //! the same PTX on the CPU and is what this crate's tests use. [`v3_gpu::Device::backend`] says which one a device is.
 
 /// A kernel's text: what build.rs compiled, or what is checked in.
-#[allow(unused_macros)] // for the modules below, as they come
 macro_rules! ptx {
     ($name:literal) => {{
         #[cfg(compiled_kernels)]
@@ -16,5 +15,6 @@ macro_rules! ptx {
 }
 
 mod arch;
+pub mod exchange;
 
 pub use arch::Arch;

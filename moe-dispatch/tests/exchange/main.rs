@@ -1,12 +1,17 @@
-//! Dispatch and combine between devices.
+//! Dispatch and combine between devices against the reference, on the emulator with all its detectors. `V3_EMU_SEEDS` raises the number
+//! of orders in which it runs each case (2).
 
-use moe_dispatch::gpu::Arch;
+mod cases;
+mod exact;
 
-#[test]
-fn architectures() {
-    assert_eq!(Arch::of((9, 0)).unwrap(), Arch::Sm90a);
-    assert_eq!(Arch::of((8, 6)).unwrap(), Arch::Sm80);
-    assert_eq!(Arch::of((10, 0)).unwrap(), Arch::Sm80);
-    assert!(Arch::of((7, 5)).unwrap_err().to_string().contains("7.5"));
-    assert!(Arch::Sm80.runs_on((9, 0)) && !Arch::Sm90a.runs_on((10, 0)));
+use v3_gpu::{Device, EmulatorConfig};
+
+/// Orders of execution that each case is run in.
+fn seeds() -> u64 {
+    std::env::var("V3_EMU_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2)
+}
+
+/// The devices of an emulated machine.
+fn emulated(devices: u32, seed: u64) -> Vec<Device> {
+    Device::emulated(&EmulatorConfig { devices, seed, ..EmulatorConfig::default() }).unwrap()
 }

@@ -242,4 +242,29 @@ __device__ __forceinline__ void cp_async_wait_group() {
 }
 __device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// ---- Loads and stores under a policy for L2 -----------------------------------------------------------------------------
+
+// 16 bytes under a policy for L2 (from `createpolicy_*`), not kept in L1: what passes through and should push nothing else out.
+// sm_80.
+__device__ __forceinline__ U32x4 ld_global_nc_L1_no_allocate_L2_cache_hint_v4_u32(const void* pointer, uint64_t policy) {
+    U32x4 d;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(d.x), "=r"(d.y), "=r"(d.z), "=r"(d.w)
+                 : "l"(global_address(pointer)), "l"(policy));
+    return d;
+}
+__device__ __forceinline__ U32x4 ld_global_L1_no_allocate_L2_cache_hint_v4_u32(const void* pointer, uint64_t policy) {
+    U32x4 d;
+    asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(d.x), "=r"(d.y), "=r"(d.z), "=r"(d.w)
+                 : "l"(global_address(pointer)), "l"(policy)
+                 : "memory");
+    return d;
+}
+__device__ __forceinline__ void st_global_L1_no_allocate_L2_cache_hint_v4_u32(void* pointer, U32x4 x, uint64_t policy) {
+    asm volatile("st.global.L1::no_allocate.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(global_address(pointer)), "r"(x.x),
+                 "r"(x.y), "r"(x.z), "r"(x.w), "l"(policy)
+                 : "memory");
+}
+
 } // namespace ptx

@@ -7,6 +7,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod signals;
 mod simple;
 mod special;
 
@@ -45,6 +46,7 @@ struct Probe {
 fn probes() -> Vec<Probe> {
     let mut all = simple::probes();
     all.extend(special::probes());
+    all.extend(signals::probes());
     all
 }
 

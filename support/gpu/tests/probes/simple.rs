@@ -5,7 +5,7 @@ use v3_gpu::LaunchConfig;
 
 /// What a probe's output register is.
 #[derive(Clone, Copy, PartialEq)]
-enum Out {
+pub enum Out {
     /// `%o`, 32 bits.
     W32,
     /// `%ro`, 64 bits.
@@ -88,7 +88,13 @@ fn ptx(body: &str, out: Out) -> String {
     )
 }
 
-fn probe(covers: &'static str, section: &'static str, out: Out, body: &str, expected: impl Fn(u64, u64, u64) -> u64) -> Probe {
+pub fn probe(
+    covers: &'static str,
+    section: &'static str,
+    out: Out,
+    body: &str,
+    expected: impl Fn(u64, u64, u64) -> u64,
+) -> Probe {
     let text = ptx(body, out);
     let inputs = inputs();
     let words = inputs.iter().map(|&[a, b, c]| expected(a, b, c)).collect();
@@ -102,7 +108,7 @@ fn probe(covers: &'static str, section: &'static str, out: Out, body: &str, expe
     }
 }
 
-fn f(bits: u64) -> f32 {
+pub fn f(bits: u64) -> f32 {
     f32::from_bits(bits as u32)
 }
 

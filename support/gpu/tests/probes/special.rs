@@ -41,7 +41,7 @@ fn probe(
 }
 
 /// A probe of one kernel with inputs and outputs alone.
-fn plain(
+pub fn plain(
     name: &str,
     covers: &[&'static str],
     section: &'static str,
