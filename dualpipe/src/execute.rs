@@ -1,15 +1,12 @@
 //! Runs a schedule on a model.
 
-mod chunks;
-mod mail;
-
-use std::sync::OnceLock;
-use std::time::Instant;
+pub(crate) mod chunks;
+pub(crate) mod mail;
 
 use v3_ranks::Comm;
 
 use chunks::Chunks;
-use mail::Mail;
+use mail::{Mail, Post};
 
 use crate::action::{ActionKind, Step};
 use crate::error::{Error, Result};
@@ -147,12 +144,6 @@ pub enum ExecuteError<E> {
     },
 }
 
-/// Seconds since the first call in this process: one clock for all its ranks.
-fn now() -> f64 {
-    static ORIGIN: OnceLock<Instant> = OnceLock::new();
-    ORIGIN.get_or_init(Instant::now).elapsed().as_secs_f64()
-}
-
 /// How [`execute_with`] runs a schedule.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
@@ -195,7 +186,7 @@ pub fn execute<S: Stage>(
 ///   your own tags below.
 /// - The first error ends this rank's part; whoever runs the ranks ends the others ([`v3_ranks::run_threads`] does).
 ///
-/// Returns one [`Span`] a step, in seconds of a clock that all ranks of this process share: `start` to `end` is the work, `wait`
+/// Returns one [`Span`] a step, in seconds of the clock of the ranks ([`Comm::now`]): `start` to `end` is the work, `wait`
 /// the time spent receiving before. [`Timeline::measured`] puts those of all ranks together, [`gather`] exchanges them first.
 ///
 /// # Errors
@@ -215,13 +206,13 @@ pub fn execute_with<S: Stage>(
     let mut chunks = Chunks::new(schedule, rank, &options.overlap);
     let mut spans = Vec::with_capacity(schedule.steps(rank).len());
     for (index, step) in schedule.steps(rank).iter().enumerate() {
-        let before = now();
+        let before = comm.now();
         mail.first_received = None;
         if !chunks.run(&mut mail, model, *step, index as u64)? {
             run_whole(&mut mail, model, *step)?;
         }
         let start = mail.first_received.unwrap_or(before);
-        spans.push(Span { rank, step: *step, start, end: now(), wait: start - before });
+        spans.push(Span { rank, step: *step, start, end: comm.now(), wait: start - before });
     }
     Ok(spans)
 }
@@ -231,7 +222,7 @@ fn run_whole<S: Stage>(mail: &mut Mail<'_>, model: &mut S, step: Step) -> Result
     let mut work = step.actions().map(|action| mail.receive(step, action));
     let (first, second) = (work.next().transpose()?, work.next().transpose()?);
     drop(work);
-    mail.first_received = Some(now());
+    mail.first_received = Some(mail.now());
     let failed = |error| ExecuteError::Stage { step, error };
     match (step, first, second) {
         (Step::One(action), Some(Work { stage, micro_batch, input }), _) => match action.kind {

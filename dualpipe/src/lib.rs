@@ -94,8 +94,9 @@ pub use error::{Error, Result};
 pub use execute::{ExecuteError, ExecuteOptions, Outbox, Stage, Work, execute, execute_with, gather};
 pub use kind::{Kind, Placement};
 pub use overlap::{
-    Arrangement, Arrangements, Component, ComponentCost, ComponentCosts, ComponentKind, Half, Op, Overlap, PairCosts,
-    PairTimeline, Pairing, Ports, StageComponents, Tuned, Tuning, pair_bound, simulate_pair, simulate_steady, tune, tune_pair,
+    Arrangement, Arrangements, Component, ComponentCost, ComponentCosts, ComponentKind, Half, LaneTimes, Op, Overlap, PairCosts,
+    PairTimeline, Pairing, Ports, RankLanes, StageComponents, StepTimeline, Tuned, Tuning, pair_bound, simulate_components,
+    simulate_pair, simulate_steady, tune, tune_pair,
 };
 pub use schedule::{Freed, MAX_CHUNKS, Message, Schedule};
 pub use simulate::simulate;

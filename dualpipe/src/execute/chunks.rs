@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use crate::action::{Action, ActionKind, Step};
-use crate::execute::mail::Mail;
+use crate::execute::mail::Post;
 use crate::execute::{ExecuteError, Stage};
 use crate::overlap::{Arrangement, Component, Half, Op, Overlap, Pairing, StageComponents};
 use crate::schedule::Schedule;
@@ -59,7 +59,7 @@ impl<'a> Chunks<'a> {
     /// Runs a step if the model offers the components of all that it does, and says whether it did.
     pub(crate) fn run<S: Stage>(
         &mut self,
-        mail: &mut Mail<'_>,
+        mail: &mut impl Post,
         model: &mut S,
         step: Step,
         position: u64,
@@ -113,7 +113,7 @@ impl<'a> Chunks<'a> {
 
     fn follow<E>(
         &mut self,
-        mail: &mut Mail<'_>,
+        mail: &mut impl Post,
         parts: &mut dyn StageComponents<Error = E>,
         step: Step,
         arrangement: &Arrangement,
@@ -203,7 +203,7 @@ impl<'a> Chunks<'a> {
     /// The step `W`: what is left of the weights of its chunk.
     fn finish_weights<E>(
         &mut self,
-        mail: &Mail<'_>,
+        mail: &impl Post,
         parts: &mut dyn StageComponents<Error = E>,
         step: Step,
         action: Action,

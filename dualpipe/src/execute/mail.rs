@@ -5,8 +5,27 @@ use std::collections::HashMap;
 use v3_ranks::Comm;
 
 use crate::action::{Action, ActionKind, Step};
-use crate::execute::{ExecuteError, Work, now};
+use crate::execute::{ExecuteError, Work};
 use crate::schedule::Schedule;
+
+/// How a rank comes by its inputs and gets rid of its results.
+pub(crate) trait Post {
+    /// The stage and the micro-batch that the action is about.
+    fn place(&self, action: Action) -> (usize, usize);
+
+    /// What the action is about, with what it needs, waiting for it.
+    fn receive<E>(&mut self, step: Step, action: Action) -> Result<Work, ExecuteError<E>>;
+
+    /// Sends the result of a forward to the next stage, that of a backward to the one before.
+    fn send<E>(
+        &mut self,
+        step: Step,
+        stage: usize,
+        micro_batch: usize,
+        gradient: bool,
+        result: Option<Vec<f32>>,
+    ) -> Result<(), ExecuteError<E>>;
+}
 
 /// The transfers of one rank.
 pub(crate) struct Mail<'a> {
@@ -24,6 +43,11 @@ impl<'a> Mail<'a> {
         Mail { schedule, comm, step_id, on_rank: HashMap::new(), first_received: None }
     }
 
+    /// The time of the group's clock.
+    pub(crate) fn now(&self) -> f64 {
+        self.comm.now()
+    }
+
     /// Distinct for each transfer of a step.
     fn tag(&self, gradient: bool, to_stage: usize, micro_batch: usize) -> u64 {
         let (stages, micro_batches) = (self.schedule.stages(), self.schedule.micro_batches());
@@ -36,20 +60,23 @@ impl<'a> Mail<'a> {
     fn rank_of(&self, stage: usize, micro_batch: usize) -> usize {
         self.schedule.locate(stage, micro_batch).map_or(0, |(rank, ..)| rank)
     }
+}
 
-    /// The stage and the micro-batch that the action is about.
-    pub(crate) fn place(&self, action: Action) -> (usize, usize) {
+impl Post for Mail<'_> {
+    fn place(&self, action: Action) -> (usize, usize) {
         let stage = self.schedule.stage_of(self.comm.rank(), action.direction).unwrap_or_default();
         (stage, self.schedule.micro_batch(action.direction, action.chunk))
     }
 
-    /// What the action is about, with what it needs, waiting for it.
-    pub(crate) fn receive<E>(&mut self, step: Step, action: Action) -> Result<Work, ExecuteError<E>> {
+    fn receive<E>(&mut self, step: Step, action: Action) -> Result<Work, ExecuteError<E>> {
         let (stage, micro_batch) = self.place(action);
         let (from_stage, gradient) = match action.kind {
             ActionKind::F if stage > 0 => (stage - 1, false),
             ActionKind::B | ActionKind::I if stage + 1 < self.schedule.stages() => (stage + 1, true),
-            _ => return Ok(Work { stage, micro_batch, input: None }),
+            _ => {
+                self.first_received.get_or_insert_with(|| self.comm.now());
+                return Ok(Work { stage, micro_batch, input: None });
+            }
         };
         let from = self.rank_of(from_stage, micro_batch);
         let input = if from == self.comm.rank() {
@@ -59,12 +86,11 @@ impl<'a> Mail<'a> {
             let tag = self.tag(gradient, stage, micro_batch);
             Some(self.comm.recv(from, tag).map_err(|source| ExecuteError::Comm { step, source })?)
         };
-        self.first_received.get_or_insert_with(now);
+        self.first_received.get_or_insert_with(|| self.comm.now());
         Ok(Work { stage, micro_batch, input })
     }
 
-    /// Sends the result of a forward to the next stage, that of a backward to the one before.
-    pub(crate) fn send<E>(
+    fn send<E>(
         &mut self,
         step: Step,
         stage: usize,

@@ -112,6 +112,20 @@ impl ComponentCosts {
         if count > 0 { sum / count as f64 } else { 0.0 }
     }
 
+    /// The cost of a component, if there is one, with only what its kind has.
+    pub(crate) fn checked(&self, half: Half, component: &Component) -> Result<Option<ComponentCost>> {
+        let Some(found) = self.get(half, component) else { return Ok(None) };
+        good(&found).map_err(|got| Error::Shape {
+            what: format!("cost of {half} {component}"),
+            expected: "finite times, 0 or more".into(),
+            got,
+        })?;
+        Ok(Some(match component.kind.communicates() {
+            true => ComponentCost { compute: 0.0, ..found },
+            false => ComponentCost::compute(found.compute),
+        }))
+    }
+
     /// The costs of these components.
     ///
     /// # Errors
@@ -119,19 +133,10 @@ impl ComponentCosts {
     pub fn of(&self, pairing: &Pairing) -> Result<PairCosts> {
         let half = |half: Half| {
             let cost = |component: &Component| {
-                let found = self.get(half, component).ok_or_else(|| Error::Shape {
+                self.checked(half, component)?.ok_or_else(|| Error::Shape {
                     what: "component costs".into(),
                     expected: format!("a cost of {half} {component}"),
                     got: "none".into(),
-                })?;
-                good(&found).map_err(|got| Error::Shape {
-                    what: format!("cost of {half} {component}"),
-                    expected: "finite times, 0 or more".into(),
-                    got,
-                })?;
-                Ok(match component.kind.communicates() {
-                    true => ComponentCost { compute: 0.0, ..found },
-                    false => ComponentCost::compute(found.compute),
                 })
             };
             pairing.half(half).iter().map(cost).collect::<Result<Vec<_>>>()

@@ -4,7 +4,9 @@ mod arrangement;
 mod component;
 mod costs;
 mod lanes;
+mod program;
 mod set;
+mod step;
 mod text;
 mod tune;
 
@@ -13,4 +15,5 @@ pub use component::{Component, ComponentKind, Half, Pairing, StageComponents};
 pub use costs::{ComponentCost, ComponentCosts, PairCosts, Ports};
 pub use lanes::{PairTimeline, pair_bound, simulate_pair, simulate_steady};
 pub use set::{Arrangements, Overlap};
+pub use step::{LaneTimes, RankLanes, StepTimeline, simulate_components};
 pub use tune::{Tuned, Tuning, tune, tune_pair};
