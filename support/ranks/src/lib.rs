@@ -41,8 +41,12 @@
 mod clock;
 mod comm;
 mod error;
+#[cfg(any(feature = "mpi", test))]
+mod heartbeat;
 mod lane;
 mod link;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod threads;
 pub mod transport;
 mod world;
@@ -50,6 +54,10 @@ mod world;
 pub use clock::{Clock, Waits};
 pub use comm::{Comm, Sum};
 pub use error::{Error, RanksError, Result};
+#[cfg(feature = "mpi")]
+pub use heartbeat::Heartbeat;
 pub use lane::{Lane, Step, Task, Ticket, run_task};
 pub use link::{Blocked, Link, LinkKind, LinkModel, LinkTraffic, Traffic};
+#[cfg(feature = "mpi")]
+pub use mpi::{MpiConfig, run_mpi};
 pub use threads::{WorldConfig, run_threads};

@@ -120,7 +120,7 @@ where
 }
 
 /// Runs one rank on the calling thread and records how it ended.
-pub(crate) fn run_rank<R, E: Display>(world: &Arc<World>, rank: usize, body: impl Fn(Comm) -> Result<R, E>) -> Option<R> {
+pub(crate) fn run_rank<R, E: Display>(world: &Arc<World>, rank: usize, body: impl FnOnce(Comm) -> Result<R, E>) -> Option<R> {
     let actor = world.actor(rank);
     // Nothing that the closure can see survives the panic: the world keeps its own invariants under its lock.
     let outcome = catch_unwind(AssertUnwindSafe(|| {

@@ -210,6 +210,76 @@ impl std::fmt::Debug for Payload {
     }
 }
 
+/// Memory that a message from elsewhere is being received into.
+#[cfg(feature = "mpi")]
+pub(crate) struct Arriving {
+    memory: Received,
+    bytes: usize,
+}
+
+#[cfg(feature = "mpi")]
+impl Arriving {
+    /// Memory for `bytes` bytes of elements with this alignment, without content.
+    ///
+    /// # Errors
+    /// As [`Payload::receive`].
+    pub fn new(align: usize, bytes: usize) -> Result<Self, Error> {
+        fn reserve<T>(bytes: usize) -> Option<Vec<T>> {
+            let mut data = Vec::new();
+            data.try_reserve_exact(bytes / size_of::<T>()).ok()?;
+            Some(data)
+        }
+        let memory = match align {
+            _ if !bytes.is_multiple_of(align.max(1)) => None,
+            1 => reserve(bytes).map(Received::A1),
+            2 => reserve(bytes).map(Received::A2),
+            4 => reserve(bytes).map(Received::A4),
+            8 => reserve(bytes).map(Received::A8),
+            16 => reserve(bytes).map(Received::A16),
+            _ => None,
+        };
+        memory.map(|memory| Arriving { memory, bytes }).ok_or_else(|| Error::Shape {
+            what: "received message",
+            expected: "elements of an alignment up to 16 that divides their bytes, for which there is memory".into(),
+            got: format!("{bytes} bytes of elements aligned to {align}"),
+        })
+    }
+
+    /// Where the bytes go: as many as were asked for.
+    pub fn start(&mut self) -> *mut u8 {
+        match &mut self.memory {
+            Received::A1(data) => data.as_mut_ptr().cast(),
+            Received::A2(data) => data.as_mut_ptr().cast(),
+            Received::A4(data) => data.as_mut_ptr().cast(),
+            Received::A8(data) => data.as_mut_ptr().cast(),
+            Received::A16(data) => data.as_mut_ptr().cast(),
+        }
+    }
+
+    /// How many bytes it is for.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// The message.
+    ///
+    /// # Safety
+    /// Every byte from [`start`](Arriving::start) on has been written.
+    pub unsafe fn arrived(mut self) -> Payload {
+        // SAFETY: the capacity was reserved for so many elements, the bytes have been written, and integers take any.
+        unsafe {
+            match &mut self.memory {
+                Received::A1(data) => data.set_len(self.bytes),
+                Received::A2(data) => data.set_len(self.bytes / 2),
+                Received::A4(data) => data.set_len(self.bytes / 4),
+                Received::A8(data) => data.set_len(self.bytes / 8),
+                Received::A16(data) => data.set_len(self.bytes / 16),
+            }
+        }
+        Payload(Box::new(self.memory))
+    }
+}
+
 impl Envelope {
     pub(crate) fn new<T: Pod>(group: u64, src: usize, tag: Tag, operation: &'static str, payload: Payload) -> Self {
         let (operation, type_name) = (Cow::Borrowed(operation), Cow::Borrowed(type_name::<T>()));
@@ -234,7 +304,11 @@ pub trait Transport: Send + Sync {
 ///
 /// # Errors
 /// The first failure of the world, with its rank and what that rank was doing.
-pub fn run_process<R, E: Display>(world: &Arc<World>, rank: usize, body: impl Fn(Comm) -> Result<R, E>) -> Result<R, RanksError> {
+pub fn run_process<R, E: Display>(
+    world: &Arc<World>,
+    rank: usize,
+    body: impl FnOnce(Comm) -> Result<R, E>,
+) -> Result<R, RanksError> {
     let start_error = |error: &dyn Display| RanksError { rank, operation: "start".into(), message: error.to_string() };
     if !world.is_here(rank) {
         return Err(start_error(&format!("rank {rank} is not in this process")));

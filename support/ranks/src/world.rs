@@ -157,6 +157,16 @@ impl World {
     /// # Errors
     /// When the configuration makes no sense, names a virtual clock or a link model, or has no such rank.
     pub fn process(config: &WorldConfig, rank: usize, transport: Arc<dyn Transport>) -> Result<Arc<World>> {
+        World::process_since(config, rank, transport, Instant::now())
+    }
+
+    /// The same with a clock that stood at 0 at `start`, which is to be the same moment in all processes.
+    pub(crate) fn process_since(
+        config: &WorldConfig,
+        rank: usize,
+        transport: Arc<dyn Transport>,
+        start: Instant,
+    ) -> Result<Arc<World>> {
         config.validate()?;
         let refuse = |what, expected: &str, got: String| Err(Error::Config { what, expected: expected.to_string(), got });
         if rank >= config.size {
@@ -168,7 +178,22 @@ impl World {
         if let Some(link) = config.link {
             return refuse("link model", "none for ranks in several processes", link.to_string());
         }
-        Ok(Arc::new(World::with(config, Some(rank), Some(transport))))
+        Ok(Arc::new(World { start, ..World::with(config, Some(rank), Some(transport)) }))
+    }
+
+    /// Whether a thread of a rank waits for something, and whether all of them do.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn waits(&self, rank: usize) -> (bool, bool) {
+        let state = self.lock();
+        let mut actors = state.actors.iter().filter(|actor| actor.rank == rank && actor.phase != Phase::Ended).peekable();
+        let one = actors.peek().is_some();
+        let stuck = |actor: &ActorState| actor.waits.iter().any(|wait| matches!(wait.want, Want::Message(_)));
+        let (mut any, mut all) = (false, one);
+        for actor in actors {
+            any |= stuck(actor);
+            all &= !actor.waits.is_empty();
+        }
+        (any, any && all)
     }
 
     fn with(config: &WorldConfig, only: Option<usize>, transport: Option<Arc<dyn Transport>>) -> Self {
