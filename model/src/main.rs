@@ -11,7 +11,9 @@ use mtp::Sampler;
 use v3_model::generate::{GenerateOptions, Generator};
 use v3_model::layers::linear::Packing;
 use v3_model::text::{Dataset, Tokenizer, check_ids, parse_ids};
-use v3_model::train::{Job, TrainArgs, finish};
+#[cfg(feature = "mpi")]
+use v3_model::train::ranks;
+use v3_model::train::{Job, Ranks, TrainArgs, finish};
 use v3_model::{Error, Result, convert, inspect, place_cmd, schedule_cmd};
 
 /// Train and run DeepSeek-V3-format models.
@@ -109,9 +111,19 @@ fn precision(name: &str) -> Result<Precision> {
     name.parse().map_err(|_| Error::option("--precision", "f32, bf16 or fp8", name))
 }
 
-fn train(args: &TrainArgs) -> Result<()> {
-    let job = Job::new(args)?;
-    let outcome = job.run()?;
+fn train(args: &TrainArgs) -> Result<ExitCode> {
+    let (job, outcome) = match Ranks::new(args)? {
+        Ranks::Threads => {
+            let job = Job::new(args)?;
+            let outcome = job.run()?;
+            (job, outcome)
+        }
+        #[cfg(feature = "mpi")]
+        Ranks::Mpi(heartbeat) => match ranks::run(args, heartbeat)? {
+            ranks::Ended::Done(done) => *done,
+            ranks::Ended::Elsewhere { refused } => return Ok(if refused { REFUSED.into() } else { ExitCode::SUCCESS }),
+        },
+    };
     if let Some((step, what, value)) = outcome.diverged {
         let kept = match outcome.saved_step {
             Some(saved) => format!("the checkpoint of step {saved} in {} is kept", job.out.join("checkpoint").display()),
@@ -120,7 +132,8 @@ fn train(args: &TrainArgs) -> Result<()> {
         return Err(Error::Diverged { step, what, value, kept });
     }
     let table = finish::finish(&job, &outcome)?;
-    schedule_cmd::print(&format!("{table}\nrun folder: {}\n", job.out.display()))
+    schedule_cmd::print(&format!("{table}\nrun folder: {}\n", job.out.display()))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn generate(args: &GenerateArgs) -> Result<()> {
@@ -201,9 +214,9 @@ fn eval(args: &EvalArgs) -> Result<()> {
     schedule_cmd::print(&table.to_text())
 }
 
-fn run(command: &Command) -> Result<()> {
-    match command {
-        Command::Train(args) => train(args),
+fn run(command: &Command) -> Result<ExitCode> {
+    let done = match command {
+        Command::Train(args) => return train(args),
         Command::Generate(args) => generate(args),
         Command::Eval(args) => eval(args),
         Command::Logits(args) => inspect::logits(&args.checkpoint, &args.ids, &args.out, precision(&args.precision)?),
@@ -211,7 +224,8 @@ fn run(command: &Command) -> Result<()> {
         Command::Convert(args) => convert::run(args),
         Command::Schedule(args) => schedule_cmd::run(args),
         Command::Place(args) => place_cmd::run(args),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Has the allocator keep the memory that a training step frees, for the next step: handing hundreds of megabytes back to the
@@ -270,10 +284,13 @@ fn usage_error(error: &clap::Error) -> String {
     first.strip_prefix("error: ").unwrap_or(&first).to_owned()
 }
 
+/// The status of a refusal.
+const REFUSED: u8 = 2;
+
 /// Ends with the status of a refusal, after one sentence on stderr. That stderr may be closed or full changes nothing.
 fn refuse(sentence: &str) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "error: {sentence}");
-    ExitCode::from(2)
+    REFUSED.into()
 }
 
 fn main() -> ExitCode {
@@ -284,7 +301,7 @@ fn main() -> ExitCode {
         Err(e) => return refuse(&usage_error(&e)),
     };
     match run(&cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => refuse(&e.one_line()),
     }
 }

@@ -98,7 +98,11 @@ pub fn recover(target: &Path) -> Result<()> {
     let (parent, name) = split(target)?;
     for kept in [parent.join(format!(".{name}.ready")), parent.join(format!(".{name}.old"))] {
         if kept.is_dir() {
-            return fs::rename(&kept, target).map_err(Error::io("recover", target));
+            // Ranks in several processes may come here at the same time, and one of them does it.
+            return match fs::rename(&kept, target) {
+                Err(_) if target.is_dir() => Ok(()),
+                done => done.map_err(Error::io("recover", target)),
+            };
         }
     }
     Ok(())

@@ -4,6 +4,7 @@ pub mod finish;
 pub mod metrics;
 pub mod optimizer;
 pub mod options;
+pub mod ranks;
 pub mod save;
 pub mod step;
 
@@ -16,6 +17,7 @@ use ema_offload::{Ema, EmaConfig, State, Warmup};
 use v3_ranks::{Comm, WorldConfig, run_threads};
 
 pub use options::{Stored, TrainArgs, TrainOptions};
+pub use ranks::Ranks;
 pub use step::{MicroBatch, RankTrainer, Recipe, StepOutcome};
 
 use self::metrics::{Console, StepMetrics};
@@ -188,29 +190,42 @@ impl Job {
         Batches::new(&self.data.train, self.options.stored.seed, self.options.stored.seq_len, 1)
     }
 
-    /// Runs all steps on all ranks.
+    /// Runs all steps on all ranks, which are threads of this process.
     pub fn run(&self) -> Result<RunOutcome> {
         let size = self.grid.size();
         let fresh = !self.out.exists();
-        metrics::prepare_folder(&self.out, self.resume.as_ref().map(|r| r.state.step))?;
+        self.prepare_folder()?;
         let per_node = self.options.stored.ranks_per_node;
         let world = WorldConfig::new(size).ranks_per_node(if per_node == 0 { size } else { per_node });
         // The threads are a total: with fewer than ranks, that many ranks run at a time; with more, ranks share the rest.
         let world = world.compute_slots(self.options.threads.min(size));
-        let outcomes = run_threads(world, |world| {
-            let rank = world.rank();
-            let threads = (self.options.threads / size + usize::from(rank < self.options.threads % size)).max(1);
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(Error::piece("rayon"))?;
-            pool.install(|| self.run_rank(world))
-        });
+        let outcomes = run_threads(world, |world| self.run_in(world));
         if outcomes.is_err() && fresh {
-            metrics::remove_unused_folder(&self.out);
+            self.remove_unused_folder();
         }
         let mut outcomes = outcomes?;
         let memory = outcomes.iter().map(|o| o.memory[0]).collect();
         let mut first = outcomes.swap_remove(0);
         first.memory = memory;
         Ok(first)
+    }
+
+    /// Runs all steps on one rank, with its share of the threads.
+    pub(crate) fn run_in(&self, world: Comm) -> Result<RunOutcome> {
+        let (rank, size) = (world.rank(), world.size());
+        let threads = (self.options.threads / size + usize::from(rank < self.options.threads % size)).max(1);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(Error::piece("rayon"))?;
+        pool.install(|| self.run_rank(world))
+    }
+
+    /// Makes the run folder ready; one rank does so.
+    pub(crate) fn prepare_folder(&self) -> Result<()> {
+        metrics::prepare_folder(&self.out, self.resume.as_ref().map(|r| r.state.step))
+    }
+
+    /// Removes a run folder that was made for nothing.
+    pub(crate) fn remove_unused_folder(&self) {
+        metrics::remove_unused_folder(&self.out);
     }
 
     /// The parameters of rank `rank`, initialised or loaded.

@@ -49,6 +49,15 @@ pub struct TrainArgs {
     /// Ranks on one node; messages between nodes count as slow [default: all]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub ranks_per_node: Option<usize>,
+    /// Where ranks run: threads of this process, or mpi, one process each, as many as mpirun has started [default: threads]
+    #[arg(long, value_name = "NAME")]
+    pub ranks: Option<String>,
+    /// With --ranks mpi, seconds between two signs of life of a rank [default: 1, or a tenth of the time-out]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub heartbeat_period: Option<f64>,
+    /// With --ranks mpi, seconds of silence after which a rank is taken to have stopped [default: 60]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub heartbeat_timeout: Option<f64>,
     /// gpipe, 1f1b, zb-h1, zb-v, dualpipe or dualpipev [default: dualpipe, or 1f1b on one pipeline rank]
     #[arg(long, value_name = "NAME")]
     pub schedule: Option<String>,
