@@ -196,7 +196,7 @@ struct Combine {
     __device__ __forceinline__ bool send(uint32_t source, uint32_t row) const {
         const uint32_t slots = p.shape.slots, per_node = p.shape.ranks_per_node, top_k = p.shape.top_k;
         const uint32_t number = fast_sent()[source] + row;
-        const bool is_free = BUG == BUG_EARLY_REUSE || lane != 0 ||
+        const bool is_free = lane != 0 ||
                              is_set(at<uint32_t>(own, p.offsets.fast_free) + fast_slot(source, number), lap_of(number, slots));
         if (!__all_sync(ALL, is_free)) {
             return false;
@@ -225,13 +225,10 @@ struct Combine {
         const uint64_t gateway = p.workspaces[node * per_node + source % per_node];
         const uint32_t slot = fast_slot(source / per_node * per_node + place, number);
         uint32_t* const full = at<uint32_t>(gateway, p.offsets.fast_full) + slot;
-        if (BUG == BUG_FLAG_FIRST && lane == 0) {
-            set_full(full, next_lap_of(number, slots));
-        }
         add_terms<EXPERTS, true>(at<uint8_t>(gateway, p.offsets.fast_rows) + static_cast<uint64_t>(slot) * p.shape.row_bytes, term, terms,
                                  p.shape.row_bytes, policy);
         __syncwarp();
-        if (BUG != BUG_FLAG_FIRST && lane == 0) {
+        if (lane == 0) {
             set_full(full, next_lap_of(number, slots));
         }
         return true;
@@ -252,7 +249,7 @@ struct Combine {
         const uint32_t there = present ? fast_taken()[ring] + static_cast<uint32_t>(position) : 0;
         const uint32_t slot = present ? fast_slot(ring, there) : 0;
         bool ready = !present || is_set(at<uint32_t>(own, p.offsets.fast_full) + slot, next_lap_of(there, slots));
-        if (BUG != BUG_EARLY_REUSE && lane == 0) {
+        if (lane == 0) {
             ready = is_set(at<uint32_t>(own, p.offsets.slow_free) + slow_slot(origin, number), lap_of(number, slots)) && ready;
         }
         if (!__all_sync(ALL, ready)) {
@@ -264,13 +261,10 @@ struct Combine {
         const uint32_t out = slow_slot(node, number);
         const uint64_t target = p.workspaces[home];
         uint32_t* const full = at<uint32_t>(target, p.offsets.slow_full) + out;
-        if (BUG == BUG_FLAG_FIRST && lane == 0) {
-            set_full(full, next_lap_of(number, slots));
-        }
         add_terms<PLACES, false>(at<uint8_t>(target, p.offsets.slow_rows) + static_cast<uint64_t>(out) * p.shape.row_bytes, term, terms,
                                  p.shape.row_bytes, policy);
         __syncwarp();
-        if (BUG != BUG_FLAG_FIRST && lane == 0) {
+        if (lane == 0) {
             set_full(full, next_lap_of(number, slots));
         }
         if (present) {

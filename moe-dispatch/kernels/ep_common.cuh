@@ -38,6 +38,7 @@ constexpr int BUG = EP_BUG;
 constexpr int BUG_GPU_SCOPE = 1;      // the flag of a row is released at gpu scope
 constexpr int BUG_FLAG_FIRST = 2;     // the flag of a row is set before its payload is stored
 constexpr int BUG_EARLY_REUSE = 3;    // a slot is written before it has been read
+constexpr int BUG_CTA_SCOPE = 4;      // the flag of a row is released at block scope
 
 // Shared with the host: repr(C), 64 bytes.
 struct Shape {
@@ -78,6 +79,8 @@ __device__ __forceinline__ bool is_set(const uint32_t* flag, uint32_t value) { r
 __device__ __forceinline__ void set_full(uint32_t* flag, uint32_t value) {
     if (BUG == BUG_GPU_SCOPE) {
         ptx::st_release_gpu_global(flag, value);
+    } else if (BUG == BUG_CTA_SCOPE) {
+        ptx::st_release_cta_global(flag, value);
     } else {
         ptx::st_release_sys_global(flag, value);
     }

@@ -2,7 +2,8 @@
 
 use crate::cases::{Kind, Rng, check_combine, check_dispatch, config, tokens, write_expert_rows, write_tokens};
 use crate::{emulated, seeds};
-use moe_dispatch::gpu::exchange::{ExchangeConfig, Group};
+use moe_dispatch::gpu::Arch;
+use moe_dispatch::gpu::exchange::{ExchangeConfig, ExchangeKernels, Group};
 use v3_gpu::Device;
 
 /// Dispatch and combine, `rounds` times over with other tokens in the same memory.
@@ -42,4 +43,125 @@ fn two_nodes_of_two_devices() {
 #[test]
 fn four_nodes_of_two_devices() {
     on_devices(4, 2, &[Kind::Random, Kind::Skewed]);
+}
+
+/// Eight ranks in one launch: block -> rank, channel, half.
+#[test]
+fn several_ranks_on_one_device() {
+    for (nodes, per_node) in [(1, 4), (2, 2), (4, 2), (1, 1)] {
+        let mut config = config(nodes, per_node, nodes * per_node * 2, 2, 7);
+        config.sms = 4;
+        let device = emulated(1, 3).remove(0);
+        exchange(config, &vec![device; config.ranks as usize], &[Kind::Random, Kind::Random], 3);
+    }
+}
+
+/// Two devices of three ranks each, one of them with its ranks out of order.
+#[test]
+fn several_ranks_on_each_of_two_devices() {
+    let config = config(3, 2, 24, 3, 6);
+    let two = emulated(2, 5);
+    let devices: Vec<Device> = [0, 1, 1, 0, 0, 1].iter().map(|&d: &usize| two[d].clone()).collect();
+    exchange(config, &devices, &[Kind::Random, Kind::Skewed], 5);
+}
+
+/// Rows of one vector and of several turns of a warp, rings of one slot, one warp a role and many, as many experts as there may be.
+#[test]
+fn sizes_at_their_ends() {
+    let run = |change: &dyn Fn(&mut ExchangeConfig), (nodes, per_node, experts, top_k, tokens): (u32, u32, u32, u32, u32)| {
+        let mut config = config(nodes, per_node, experts, top_k, tokens);
+        change(&mut config);
+        config.check().unwrap();
+        exchange(config, &emulated(nodes * per_node, 7), &[Kind::Random, Kind::Random], 7);
+    };
+    run(&|c| (c.row_bytes, c.columns, c.slots, c.warps) = (16, 8, 1, 2), (2, 2, 4, 2, 5));
+    run(&|c| (c.row_bytes, c.columns, c.slots, c.warps) = (2064, 1032, 2, 16), (2, 1, 8, 4, 4));
+    run(&|c| (c.sms, c.slots) = (6, 8), (1, 2, 512, 16, 9));
+    run(&|c| c.sms = 8, (2, 1, 4, 1, 1));
+    // More sources than warps.
+    run(&|c| (c.warps, c.slots) = (2, 1), (4, 4, 32, 4, 3));
+    // A node that is no power of two has the whole tree.
+    run(&|_| (), (1, 3, 12, 3, 5));
+}
+
+/// Launches one behind the other, with nothing reset and nothing read back in between: what a graph holds.
+#[test]
+fn repeated_launches_of_the_same_parameters() {
+    for seed in 0..seeds() {
+        let config = config(2, 2, 16, 3, 9);
+        let devices = emulated(4, seed);
+        let mut group = Group::new(config, &devices, config.ranks * config.max_tokens * config.top_k).unwrap();
+        let mut rng = Rng(100 + seed);
+        let kinds = [Kind::Random, Kind::Skewed, Kind::Empty, Kind::Sparse, Kind::Random];
+        let mut last = Vec::new();
+        for kind in kinds {
+            last = tokens(&config, kind, &mut rng);
+            // Copies are queued like launches; the host does not wait.
+            write_tokens(&mut group, &last);
+            group.dispatch().unwrap();
+            write_expert_rows(&mut group, &last, &mut rng);
+            group.combine(true).unwrap();
+        }
+        check_dispatch(&group, &last);
+        check_combine(&group, &last, true);
+        // And a dispatch again without new tokens.
+        group.dispatch().unwrap();
+        group.dispatch().unwrap();
+        group.combine(false).unwrap();
+        check_dispatch(&group, &last);
+        check_combine(&group, &last, false);
+    }
+}
+
+/// What crosses between nodes is a row for each distinct pair of a token and another node.
+#[test]
+fn a_token_crosses_once_for_each_node() {
+    let config = config(4, 2, 32, 6, 12);
+    let mut group = Group::new(config, &emulated(8, 1), 1).unwrap();
+    let all = tokens(&config, Kind::Random, &mut Rng(11));
+    write_tokens(&mut group, &all);
+    group.dispatch().unwrap();
+    let experts_of_node = (config.local_experts() * config.ranks_per_node) as i32;
+    let channels = config.channels() as usize;
+    let mut crossed = 0;
+    for (rank, tokens) in all.iter().enumerate() {
+        let counts = group.stream(rank).unwrap().download(group.member(rank).unwrap().home_counts()).unwrap();
+        for node in 0..config.nodes() as usize {
+            let wants = |chosen: &&[i32]| chosen.iter().any(|&e| e >= 0 && (e / experts_of_node) as usize == node);
+            let expected = tokens.experts.chunks(config.top_k as usize).filter(wants).count();
+            let got: u32 = counts[node * channels..(node + 1) * channels].iter().sum();
+            assert_eq!(got as usize, expected, "rank {rank}, node {node}");
+            if node != rank / config.ranks_per_node as usize {
+                crossed += expected;
+            }
+        }
+    }
+    // What gateways count is the same.
+    let mut passed = 0;
+    for rank in 0..config.ranks as usize {
+        let counts = group.stream(rank).unwrap().download(group.member(rank).unwrap().forward_counts()).unwrap();
+        let per_node = config.ranks_per_node as usize;
+        let of_node =
+            |origin: usize| -> u32 { (0..channels).map(|channel| counts[(origin * channels + channel) * (1 + per_node)]).sum() };
+        let others = (0..config.nodes() as usize).filter(|&origin| origin != rank / per_node);
+        passed += others.map(of_node).sum::<u32>() as usize;
+    }
+    assert_eq!((passed, crossed > 0), (crossed, true));
+}
+
+/// The texts for both architectures.
+#[test]
+fn both_architectures() {
+    for arch in [Arch::Sm80, Arch::Sm90a] {
+        let config = config(2, 2, 16, 3, 8);
+        let all = tokens(&config, Kind::Random, &mut Rng(9));
+        let load = |device: &Device| ExchangeKernels::load_for(device, arch);
+        let mut group = Group::with_kernels(config, &emulated(4, 2), 200, load).unwrap();
+        write_tokens(&mut group, &all);
+        group.dispatch().unwrap();
+        check_dispatch(&group, &all);
+        write_expert_rows(&mut group, &all, &mut Rng(1));
+        group.combine(true).unwrap();
+        check_combine(&group, &all, true);
+    }
 }
