@@ -1,14 +1,244 @@
 //! Expert rows travel back and are added in the fixed tree; gradients take the same way in the other direction.
 
-use v3_numerics::cpu::Isa;
-use v3_numerics::par;
-use v3_numerics::simd::{Kernel, LANES, Simd, dispatch};
-use v3_ranks::Comm;
+use std::sync::Arc;
 
-use crate::dispatch::{check_len, items, row_of, rows_per_item};
+use half::bf16;
+use v3_ranks::{Comm, Step, Task, run_task};
+
+use crate::cpu::{Element, RowMap};
+use crate::dispatch::{check_len, pack};
 use crate::error::{Error, Result};
-use crate::plan::{Kind, Merge, PADDING, Plan, tag};
-use crate::tree::{Program, Term};
+use crate::exchange::{Arrived, Exchange, Mover};
+use crate::in_flight::{drive, finished};
+use crate::kernels::{WeightedRows, weighted_rows};
+use crate::plan::Plan;
+use crate::sums::{Gradients, Sums};
+
+/// What sums and gradients are while they travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Wire {
+    /// Sums are exact copies: the result has the same bits for every number of ranks and every placement.
+    #[default]
+    F32,
+    /// Half of the bytes. Sums are formed in f32, and rounded to bf16 (nearest even) where they leave a rank and where they leave a node. The sums of the
+    /// token's own rank and node are rounded alike, so that the result depends on the layout only, not on where the token is at home.
+    Bf16,
+}
+
+/// How expert rows are combined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CombineOptions {
+    /// Whether each row is multiplied by its weight first, and rounded.
+    pub weighted: bool,
+    /// What travels.
+    pub wire: Wire,
+}
+
+impl Default for CombineOptions {
+    fn default() -> Self {
+        CombineOptions { weighted: true, wire: Wire::F32 }
+    }
+}
+
+/// Sums on either wire.
+#[derive(Debug)]
+enum AnySums {
+    F32(Sums<f32>),
+    Bf16(Sums<bf16>),
+}
+
+impl AnySums {
+    fn new(comm: &Comm, row_len: usize, options: CombineOptions) -> Self {
+        let sequence = comm.next_sequence();
+        match options.wire {
+            Wire::F32 => AnySums::F32(Sums::new(sequence, row_len, options.weighted)),
+            Wire::Bf16 => AnySums::Bf16(Sums::new(sequence, row_len, options.weighted)),
+        }
+    }
+
+    fn poll<E: Element>(&mut self, comm: &Comm, plan: &Plan, own: &[E], out: &mut [E]) -> Result<Step<()>> {
+        match self {
+            AnySums::F32(sums) => sums.poll(comm, plan, own, out),
+            AnySums::Bf16(sums) => sums.poll(comm, plan, own, out),
+        }
+    }
+}
+
+/// What a combine comes to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Combined<E> {
+    /// The combined rows of this rank's tokens, `[T, row_len]`.
+    pub rows: Vec<E>,
+    /// The expert rows, handed back.
+    pub expert_rows: Vec<E>,
+}
+
+/// A combine in flight: [`Plan::combine_start`], [`Plan::dispatch_backward_start`]. Nothing leaves before it is polled for the first time.
+#[derive(Debug)]
+pub struct Combine<E> {
+    plan: Arc<Plan>,
+    sums: AnySums,
+    rows: Option<Combined<E>>,
+}
+
+impl<E: Element> Task for Combine<E> {
+    type Output = Combined<E>;
+    type Error = Error;
+
+    fn poll(&mut self, comm: &Comm) -> Result<Step<Combined<E>>> {
+        let Some(Combined { rows, expert_rows }) = &mut self.rows else { return Err(finished("a combine")) };
+        Ok(match self.sums.poll(comm, &self.plan, expert_rows, rows)? {
+            Step::Waiting(messages) => Step::Waiting(messages),
+            Step::Done(()) => Step::Done(self.rows.take().ok_or_else(|| finished("a combine"))?),
+        })
+    }
+}
+
+impl<E: Element> Combine<E> {
+    /// The plan.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Waits for the combined rows.
+    ///
+    /// # Errors
+    /// When other ranks have another `row_len`, or another rank has failed.
+    pub fn finish(self, comm: &Comm) -> Result<Combined<E>> {
+        run_task(comm, self)
+    }
+}
+
+/// What the backward pass of a combine comes to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CombineGradients {
+    /// Gradients of the expert rows, `[R, row_len]`, in the memory of the rows.
+    pub d_expert_rows: Vec<f32>,
+    /// Gradients of the routing's weights, `[T, k]`.
+    pub d_weights: Vec<f32>,
+    /// What was sent, handed back.
+    pub dy: Vec<f32>,
+}
+
+/// The backward pass of a combine in flight: [`Plan::combine_backward_start`]. Nothing leaves before it is polled for the first time.
+#[derive(Debug)]
+pub struct CombineBackward {
+    plan: Arc<Plan>,
+    work: Backward,
+    dy: Vec<f32>,
+    /// dy as it travels, when that is not in f32.
+    narrow: Option<Vec<bf16>>,
+    d_rows: Option<Vec<f32>>,
+}
+
+impl Task for CombineBackward {
+    type Output = CombineGradients;
+    type Error = Error;
+
+    fn poll(&mut self, comm: &Comm) -> Result<Step<CombineGradients>> {
+        let Some(d_rows) = &mut self.d_rows else { return Err(finished("a backward pass")) };
+        let step = match &self.narrow {
+            None => self.work.poll(comm, &self.plan, &self.dy, None, d_rows)?,
+            Some(narrow) => self.work.poll(comm, &self.plan, narrow, None, d_rows)?,
+        };
+        Ok(match step {
+            Step::Waiting(messages) => Step::Waiting(messages),
+            Step::Done(d_weights) => {
+                let d_expert_rows = self.d_rows.take().ok_or_else(|| finished("a backward pass"))?;
+                Step::Done(CombineGradients { d_expert_rows, d_weights, dy: std::mem::take(&mut self.dy) })
+            }
+        })
+    }
+}
+
+impl CombineBackward {
+    /// The plan.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Waits for the gradients.
+    ///
+    /// # Errors
+    /// When other ranks have another `row_len`, or another rank has failed.
+    pub fn finish(self, comm: &Comm) -> Result<CombineGradients> {
+        run_task(comm, self)
+    }
+}
+
+/// The rows of dy on their way out, then the gradients of weights on their way home.
+#[derive(Debug)]
+struct Backward {
+    exchange: Exchange,
+    dispatched: bool,
+    gradients: Gradients,
+    /// dy . row for each expert-major row.
+    products: Vec<f32>,
+    row_len: usize,
+}
+
+impl Backward {
+    fn new(comm: &Comm, plan: &Plan, row_len: usize) -> Self {
+        let sequence = comm.next_sequence();
+        Backward {
+            exchange: Exchange::new(sequence, row_len),
+            dispatched: false,
+            gradients: Gradients::new(sequence),
+            products: vec![0.0; plan.expert_rows()],
+            row_len,
+        }
+    }
+
+    /// Without `expert_rows` these are in `d_rows` until their gradients replace them.
+    fn poll<W: Element>(
+        &mut self,
+        comm: &Comm,
+        plan: &Plan,
+        dy: &[W],
+        expert_rows: Option<&[f32]>,
+        d_rows: &mut [f32],
+    ) -> Result<Step<Vec<f32>>> {
+        if !self.dispatched {
+            let (products, row_len) = (&mut self.products, self.row_len);
+            let mut mover = Products { plan, dy, expert_rows, row_len, d_rows, products };
+            if let Step::Waiting(messages) = self.exchange.poll(comm, plan, &mut mover)? {
+                return Ok(Step::Waiting(messages));
+            }
+            for padding in &plan.padding {
+                d_rows[padding.start * row_len..padding.end * row_len].fill(0.0);
+            }
+            self.dispatched = true;
+        }
+        self.gradients.poll(comm, plan, &self.products)
+    }
+}
+
+/// Meets rows of dy with expert rows.
+struct Products<'a, W> {
+    plan: &'a Plan,
+    dy: &'a [W],
+    expert_rows: Option<&'a [f32]>,
+    row_len: usize,
+    d_rows: &'a mut [f32],
+    products: &'a mut [f32],
+}
+
+impl<W: Element> Mover<W> for Products<'_, W> {
+    fn pack(&self, rows: &[u32]) -> Result<Vec<W>> {
+        pack(self.dy, self.row_len, rows)
+    }
+
+    fn deliver(&mut self, rows: Arrived<'_, W>, first: usize, map: &RowMap) -> Result<()> {
+        let (row_len, expert_rows) = (self.row_len, self.expert_rows);
+        let dy = match rows {
+            Arrived::Own(range) => &self.dy[range.start * row_len..range.end * row_len],
+            Arrived::Message(message) => message,
+        };
+        let rows = WeightedRows { dy, first, map, weights: &self.plan.row_weights, expert_rows, row_len };
+        weighted_rows(&rows, self.d_rows, self.products);
+        Ok(())
+    }
+}
 
 impl Plan {
     /// Adds the expert rows `[R, row_len]` of each token where the token is at home: returns `[T, row_len]`.
@@ -20,9 +250,7 @@ impl Plan {
     /// # Errors
     /// When `expert_rows` has another length than R rows, other ranks have another `row_len`, or another rank has failed.
     pub fn combine(&self, comm: &Comm, expert_rows: &[f32], row_len: usize, weighted: bool) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; self.tokens * row_len];
-        self.combine_into(comm, expert_rows, row_len, weighted, &mut out)?;
-        Ok(out)
+        self.combine_with(comm, expert_rows, row_len, CombineOptions { weighted, wire: Wire::F32 })
     }
 
     /// [`combine`](Plan::combine) into memory of the caller, `[T, row_len]`, overwritten.
@@ -30,43 +258,57 @@ impl Plan {
     /// # Errors
     /// As [`combine`](Plan::combine), and when `out` has another length than T rows.
     pub fn combine_into(&self, comm: &Comm, expert_rows: &[f32], row_len: usize, weighted: bool, out: &mut [f32]) -> Result<()> {
+        self.combine_to(comm, expert_rows, row_len, CombineOptions { weighted, wire: Wire::F32 }, out)
+    }
+
+    /// [`combine`](Plan::combine) of f32 or bf16 rows over either wire. With [`Wire::Bf16`] the bits depend on the layout as
+    /// [`reference::dispatch::combine_rounded`](crate::reference::dispatch::combine_rounded) says; bf16 results are rounded once more at home.
+    ///
+    /// # Errors
+    /// As [`combine`](Plan::combine).
+    pub fn combine_with<E: Element>(
+        &self,
+        comm: &Comm,
+        expert_rows: &[E],
+        row_len: usize,
+        options: CombineOptions,
+    ) -> Result<Vec<E>> {
+        let mut out = bytemuck::allocation::zeroed_vec(self.tokens * row_len);
+        self.combine_to(comm, expert_rows, row_len, options, &mut out)?;
+        Ok(out)
+    }
+
+    fn combine_to<E: Element>(
+        &self,
+        comm: &Comm,
+        expert_rows: &[E],
+        row_len: usize,
+        options: CombineOptions,
+        out: &mut [E],
+    ) -> Result<()> {
         check_len("expert rows", expert_rows.len(), self.expert_rows(), row_len)?;
         check_len("combined rows", out.len(), self.tokens, row_len)?;
         self.check_group(comm)?;
-        if row_len == 0 {
-            return Ok(());
-        }
-        for merge in &self.outgoing {
-            let rows = merge.program.rows();
-            if rows == 0 {
-                continue;
-            }
-            let mut sums = vec![0.0; rows * row_len];
-            self.merge(comm, merge, expert_rows, row_len, weighted, &mut sums)?;
-            self.combined.add(merge.slow, rows, size_of_val(sums.as_slice()));
-            comm.send_rows(merge.to, tag(Kind::Sums, merge.source), sums, rows)?;
-        }
-        self.merge(comm, &self.home, expert_rows, row_len, weighted, out)
+        let mut sums = AnySums::new(comm, row_len, options);
+        drive(comm, |comm| sums.poll(comm, self, expert_rows, out))
     }
 
-    /// Waits for the partial sums that a merge needs, and adds.
-    fn merge(
-        &self,
+    /// [`combine_with`](Plan::combine_with) in flight, as a [task](v3_ranks::Task) that owns the expert rows.
+    ///
+    /// # Errors
+    /// When `expert_rows` has another length than R rows, or the group is not the plan's.
+    pub fn combine_start<E: Element>(
+        self: &Arc<Self>,
         comm: &Comm,
-        merge: &Merge,
-        expert_rows: &[f32],
+        expert_rows: Vec<E>,
         row_len: usize,
-        weighted: bool,
-        out: &mut [f32],
-    ) -> Result<()> {
-        let received = receive(comm, Kind::Sums, merge.source, &merge.inputs, row_len)?;
-        let buffers = by_buffer(self.layout.ep_size(), expert_rows, &merge.inputs, &received);
-        let isa = Isa::detect();
-        par::for_each_chunk_mut(out, rows_per_item(row_len) * row_len, |item, part| {
-            let first = item * rows_per_item(row_len);
-            dispatch(isa, TreeSums { program: &merge.program, first, buffers: &buffers, row_len, weighted, out: part });
-        });
-        Ok(())
+        options: CombineOptions,
+    ) -> Result<Combine<E>> {
+        check_len("expert rows", expert_rows.len(), self.expert_rows(), row_len)?;
+        self.check_group(comm)?;
+        let rows = bytemuck::allocation::zeroed_vec(self.tokens * row_len);
+        let sums = AnySums::new(comm, row_len, options);
+        Ok(Combine { plan: Arc::clone(self), sums, rows: Some(Combined { rows, expert_rows }) })
     }
 
     /// The backward pass of the weighted [`combine`](Plan::combine): from `dy` `[T, row_len]`, the gradient of its result, and the expert
@@ -78,7 +320,7 @@ impl Plan {
     /// # Errors
     /// When a length does not fit, other ranks have another `row_len`, or another rank has failed.
     pub fn combine_backward(&self, comm: &Comm, dy: &[f32], expert_rows: &[f32], row_len: usize) -> Result<(Vec<f32>, Vec<f32>)> {
-        let mut d_expert_rows = vec![0.0; expert_rows.len()];
+        let mut d_expert_rows = bytemuck::allocation::zeroed_vec(expert_rows.len());
         let d_weights = self.combine_backward_into(comm, dy, expert_rows, row_len, &mut d_expert_rows)?;
         Ok((d_expert_rows, d_weights))
     }
@@ -97,7 +339,7 @@ impl Plan {
         d_expert_rows: &mut [f32],
     ) -> Result<Vec<f32>> {
         check_len("expert rows", expert_rows.len(), self.expert_rows(), row_len)?;
-        self.backward::<false>(comm, dy, expert_rows, row_len, d_expert_rows)
+        self.backward(comm, dy, Some(expert_rows), row_len, d_expert_rows)
     }
 
     /// [`combine_backward`](Plan::combine_backward) where the gradients of the expert rows replace the rows themselves: no further memory.
@@ -112,61 +354,51 @@ impl Plan {
         expert_rows: &mut [f32],
         row_len: usize,
     ) -> Result<Vec<f32>> {
-        self.backward::<true>(comm, dy, &[], row_len, expert_rows)
+        self.backward(comm, dy, None, row_len, expert_rows)
     }
 
-    /// If `IN_PLACE`, the expert rows are in `d_expert_rows`.
-    fn backward<const IN_PLACE: bool>(
+    fn backward(
         &self,
         comm: &Comm,
         dy: &[f32],
-        expert_rows: &[f32],
+        expert_rows: Option<&[f32]>,
         row_len: usize,
         d_expert_rows: &mut [f32],
     ) -> Result<Vec<f32>> {
+        check_len("gradients of combined rows", dy.len(), self.tokens, row_len)?;
         check_len("gradients of expert rows", d_expert_rows.len(), self.expert_rows(), row_len)?;
-        let received = self.exchange(comm, dy, row_len, Kind::Rows)?;
-        let buffers = self.buffers(dy, &received);
-        let mut products = vec![0.0f32; self.expert_rows()];
-        let isa = Isa::detect();
-        if row_len > 0 {
-            let rows = rows_per_item(row_len);
-            let mut parts: Vec<(&mut [f32], &mut [f32])> =
-                d_expert_rows.chunks_mut(rows * row_len).zip(products.chunks_mut(rows)).collect();
-            par::for_each_chunk_mut(&mut parts, 1, |item, part| {
-                for (d_rows, products) in part {
-                    let range = item * rows * row_len..item * rows * row_len + d_rows.len();
-                    let kernel = WeightedRows::<IN_PLACE> {
-                        gather: items(&self.gather, item, row_len),
-                        weights: items(&self.row_weights, item, row_len),
-                        expert_rows: if IN_PLACE { &[] } else { &expert_rows[range] },
-                        buffers: &buffers,
-                        row_len,
-                        d_rows,
-                        products,
-                    };
-                    dispatch(isa, kernel);
-                }
-            });
-        }
-        // One number for each weight goes home.
-        for merge in &self.outgoing {
-            if !merge.gradients.is_empty() {
-                let gradients = self.gradients(comm, merge, &products)?;
-                comm.send(merge.to, tag(Kind::Gradients, merge.source), gradients)?;
-            }
-        }
-        let mut d_weights = vec![0.0; self.tokens * self.top_k];
-        for (gradient, &at) in self.gradients(comm, &self.home, &products)?.into_iter().zip(&self.choice) {
-            d_weights[at as usize] = gradient;
-        }
-        Ok(d_weights)
+        self.check_group(comm)?;
+        let mut work = Backward::new(comm, self, row_len);
+        drive(comm, |comm| work.poll(comm, self, dy, expert_rows, d_expert_rows))
     }
 
-    fn gradients(&self, comm: &Comm, merge: &Merge, products: &[f32]) -> Result<Vec<f32>> {
-        let received = receive(comm, Kind::Gradients, merge.source, &merge.gradient_inputs, 1)?;
-        let buffers = by_buffer(self.layout.ep_size(), products, &merge.gradient_inputs, &received);
-        Ok(merge.gradients.iter().map(|&(buffer, at)| buffers[buffer as usize][at as usize]).collect())
+    /// [`combine_backward_in_place`](Plan::combine_backward_in_place) in flight, as a [task](v3_ranks::Task) that owns both. With
+    /// [`Wire::Bf16`] each rank rounds its rows of `dy` to bf16 first, for its own experts too.
+    ///
+    /// # Errors
+    /// When a length does not fit, or the group is not the plan's.
+    pub fn combine_backward_start(
+        self: &Arc<Self>,
+        comm: &Comm,
+        dy: Vec<f32>,
+        expert_rows: Vec<f32>,
+        row_len: usize,
+        wire: Wire,
+    ) -> Result<CombineBackward> {
+        check_len("gradients of combined rows", dy.len(), self.tokens, row_len)?;
+        check_len("expert rows", expert_rows.len(), self.expert_rows(), row_len)?;
+        self.check_group(comm)?;
+        let narrow = match wire {
+            Wire::F32 => None,
+            Wire::Bf16 => {
+                let mut narrow = vec![bf16::ZERO; dy.len()];
+                v3_numerics::convert::f32_to_bf16(&dy, &mut narrow)
+                    .map_err(|error| Error::Config { what: "dy", reason: error.to_string() })?;
+                Some(narrow)
+            }
+        };
+        let work = Backward::new(comm, self, row_len);
+        Ok(CombineBackward { plan: Arc::clone(self), work, dy, narrow, d_rows: Some(expert_rows) })
     }
 
     /// The backward pass of [`dispatch`](Plan::dispatch) of f32 rows: the gradients of the dispatched rows `[R, row_len]` of each token,
@@ -177,174 +409,18 @@ impl Plan {
     pub fn dispatch_backward(&self, comm: &Comm, d_expert_rows: &[f32], row_len: usize) -> Result<Vec<f32>> {
         self.combine(comm, d_expert_rows, row_len, false)
     }
-}
 
-/// One message of `rows` rows from each of some ranks.
-fn receive(comm: &Comm, kind: Kind, source: usize, inputs: &[(usize, usize)], row_len: usize) -> Result<Vec<Vec<f32>>> {
-    let mut received = Vec::with_capacity(inputs.len());
-    for &(from, rows) in inputs {
-        let values: Vec<f32> = comm.recv(from, tag(kind, source))?;
-        if values.len() != rows * row_len {
-            let expected = format!("{rows} rows of {row_len} from rank {from}");
-            return Err(Error::Shape { what: "sums of another rank", expected, got: format!("{} elements", values.len()) });
-        }
-        received.push(values);
-    }
-    Ok(received)
-}
-
-/// Buffer 0 is this rank's, 1 + r what came from rank r.
-fn by_buffer<'a>(ranks: usize, own: &'a [f32], inputs: &[(usize, usize)], received: &'a [Vec<f32>]) -> Vec<&'a [f32]> {
-    let mut buffers: Vec<&[f32]> = vec![&[]; 1 + ranks];
-    buffers[0] = own;
-    for (&(from, _), values) in inputs.iter().zip(received) {
-        buffers[1 + from] = values;
-    }
-    buffers
-}
-
-/// Vectors of a row that are summed together: a tree's waiting sums stay in the first-level cache.
-const VECTORS: usize = 4;
-
-/// Evaluates some rows of a program.
-struct TreeSums<'a> {
-    program: &'a Program,
-    first: usize,
-    buffers: &'a [&'a [f32]],
-    row_len: usize,
-    weighted: bool,
-    out: &'a mut [f32],
-}
-
-impl Kernel for TreeSums<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let (row_len, out) = (self.row_len, std::mem::take(&mut self.out));
-        let mut waiting = vec![[s.splat(0.0); VECTORS]; self.program.depth];
-        for (at, out) in out.chunks_exact_mut(row_len).enumerate() {
-            let row = self.first + at;
-            let terms = &self.program.terms[self.program.starts[row] as usize..self.program.starts[row + 1] as usize];
-            let (blocks, tail) = out.as_chunks_mut::<{ LANES * VECTORS }>();
-            for (block, out) in blocks.iter_mut().enumerate() {
-                let column = block * LANES * VECTORS;
-                sum_terms(s, terms, &mut waiting, |term| self.leaf(s, term, column), |sum| store(s, sum, out));
-            }
-            let done = row_len - tail.len();
-            for (at, out) in tail.chunks_mut(LANES).enumerate() {
-                let column = done + at * LANES;
-                let leaf = |term: &Term| {
-                    let row = row_of(self.buffers[term.buffer as usize], term.row, row_len);
-                    let mut x = [s.splat(0.0); VECTORS];
-                    x[0] = s.mul(s.load_partial(&row[column..]), s.splat(self.factor(term)));
-                    x
-                };
-                sum_terms(s, terms, &mut waiting, leaf, |sum| s.store_partial(sum[0], out));
-            }
-        }
-    }
-}
-
-impl TreeSums<'_> {
-    /// Multiplying by 1 leaves every bit as it is.
-    #[inline(always)]
-    fn factor(&self, term: &Term) -> f32 {
-        if self.weighted { term.weight } else { 1.0 }
-    }
-
-    /// The product of the columns from `column` on.
-    #[inline(always)]
-    fn leaf<S: Simd>(&self, s: S, term: &Term, column: usize) -> [S::F; VECTORS] {
-        let row = row_of(self.buffers[term.buffer as usize], term.row, self.row_len);
-        let factor = s.splat(self.factor(term));
-        let mut x = [factor; VECTORS];
-        if let Some(columns) = row[column..].first_chunk::<{ LANES * VECTORS }>() {
-            for (x, columns) in x.iter_mut().zip(columns.as_chunks::<LANES>().0) {
-                *x = s.mul(s.load(columns), factor);
-            }
-        }
-        x
-    }
-}
-
-#[inline(always)]
-fn store<S: Simd>(s: S, sum: [S::F; VECTORS], out: &mut [f32; LANES * VECTORS]) {
-    for (x, out) in sum.into_iter().zip(out.as_chunks_mut::<LANES>().0) {
-        s.store(x, out);
-    }
-}
-
-/// The tree sum of some terms, which `leaf` reads. `waiting` holds the left sums whose right neighbours are not complete.
-#[inline(always)]
-fn sum_terms<S: Simd>(
-    s: S,
-    terms: &[Term],
-    waiting: &mut [[S::F; VECTORS]],
-    leaf: impl Fn(&Term) -> [S::F; VECTORS],
-    done: impl FnOnce([S::F; VECTORS]),
-) {
-    let mut top = 0;
-    let mut sum = [s.splat(0.0); VECTORS];
-    for (at, term) in terms.iter().enumerate() {
-        sum = leaf(term);
-        for _ in 0..term.adds {
-            top -= 1;
-            for (right, left) in sum.iter_mut().zip(waiting[top]) {
-                *right = s.add(left, *right);
-            }
-        }
-        if at + 1 < terms.len() {
-            waiting[top] = sum;
-            top += 1;
-        }
-    }
-    done(sum);
-}
-
-/// Gradients of some expert-major rows and of their weights. If `IN_PLACE`, the rows are in `d_rows` until they are overwritten.
-struct WeightedRows<'a, const IN_PLACE: bool> {
-    gather: &'a [(u32, u32)],
-    weights: &'a [f32],
-    expert_rows: &'a [f32],
-    buffers: &'a [&'a [f32]],
-    row_len: usize,
-    d_rows: &'a mut [f32],
-    products: &'a mut [f32],
-}
-
-impl<const IN_PLACE: bool> Kernel for WeightedRows<'_, IN_PLACE> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let row_len = self.row_len;
-        let rows = self.d_rows.chunks_exact_mut(row_len).zip(self.products).zip(self.gather.iter().zip(self.weights));
-        for (at, ((d_row, product), (&(source, row), &weight))) in rows.enumerate() {
-            if source == PADDING {
-                d_row.fill(0.0);
-                continue;
-            }
-            let dy = row_of(self.buffers[source as usize], row, row_len);
-            let expert_row = if IN_PLACE { &[] } else { &self.expert_rows[at * row_len..][..row_len] };
-            let factor = s.splat(weight);
-            let mut sum = s.splat(0.0);
-            let (d_blocks, d_tail) = d_row.as_chunks_mut::<LANES>();
-            let (dy_blocks, dy_tail) = dy.as_chunks::<LANES>();
-            let (expert_blocks, expert_tail) = expert_row.as_chunks::<LANES>();
-            for (block, (d, dy)) in d_blocks.iter_mut().zip(dy_blocks).enumerate() {
-                let dy = s.load(dy);
-                let expert = s.load(if IN_PLACE { d } else { &expert_blocks[block] });
-                s.store(s.mul(factor, dy), d);
-                sum = s.mul_add(dy, expert, sum);
-            }
-            if !d_tail.is_empty() {
-                let dy = s.load_partial(dy_tail);
-                let expert = s.load_partial(if IN_PLACE { d_tail } else { expert_tail });
-                s.store_partial(s.mul(factor, dy), d_tail);
-                sum = s.mul_add(dy, expert, sum);
-            }
-            *product = s.reduce_add(sum);
-        }
+    /// [`dispatch_backward`](Plan::dispatch_backward) in flight: [`combine_start`](Plan::combine_start) without weights.
+    ///
+    /// # Errors
+    /// As [`combine_start`](Plan::combine_start).
+    pub fn dispatch_backward_start<E: Element>(
+        self: &Arc<Self>,
+        comm: &Comm,
+        d_expert_rows: Vec<E>,
+        row_len: usize,
+        wire: Wire,
+    ) -> Result<Combine<E>> {
+        self.combine_start(comm, d_expert_rows, row_len, CombineOptions { weighted: false, wire })
     }
 }

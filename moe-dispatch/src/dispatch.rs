@@ -1,16 +1,361 @@
 //! Rows travel to their experts: once to each other node, from there to the ranks of the node, and into expert-major order.
 
-use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::sync::Arc;
 
 use bytemuck::Pod;
-use v3_numerics::par;
-use v3_ranks::Comm;
+use bytemuck::allocation::zeroed_vec;
+use v3_ranks::{Comm, Step, Task, run_task};
 
+use crate::cpu::{RowMap, gather_rows};
 use crate::error::{Error, Result};
-use crate::plan::{Kind, PADDING, Plan, tag};
+use crate::exchange::{Arrived, Exchange, Mover};
+use crate::in_flight::{drive, finished};
+use crate::layout::Layout;
+use crate::plan::{Plan, PlanOptions};
+use crate::planning::Planning;
+use crate::router::Routing;
 
-/// Elements that one thread copies at a time, about.
-const ELEMENTS_PER_ITEM: usize = 1 << 16;
+mod sealed {
+    use std::ops::Range;
+
+    use bytemuck::Pod;
+
+    use crate::cpu::RowMap;
+    use crate::error::Result;
+
+    /// How rows are checked, packed and laid out.
+    pub trait Rows: Sized + Send {
+        type Element: Pod + Send + Sync;
+        fn check(&self, rows: usize) -> Result<()>;
+        /// Elements of a row in a message.
+        fn message_row(&self) -> usize;
+        /// Rows of the same kind, all zero.
+        fn zeros(&self, rows: usize) -> Self;
+        fn pack(&self, list: &[u32]) -> Result<Vec<Self::Element>>;
+        fn scatter_own(&self, range: Range<usize>, map: &RowMap, out: &mut Self) -> Result<()>;
+        fn scatter(message: &[Self::Element], first: usize, map: &RowMap, out: &mut Self) -> Result<()>;
+    }
+}
+
+/// Rows that travel: [`Rows`] or [`Pairs`].
+pub trait Payload: sealed::Rows {}
+
+impl<T: Pod + Send + Sync> Payload for Rows<T> {}
+impl<T: Pod + Send + Sync, U: Pod + Send + Sync> Payload for Pairs<T, U> {}
+
+/// Rows of one part: `[rows, row_len]` of any plain type, such as f32 or bf16.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Rows<T> {
+    /// The rows, one after the other.
+    pub data: Vec<T>,
+    /// Elements of a row.
+    pub row_len: usize,
+}
+
+/// Rows of two parts, such as E4M3 values `[rows, row_len]` and their scales `[rows, side_len]`. Both travel in one message, and a row counts once.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Pairs<T, U> {
+    /// The first parts, one after the other.
+    pub data: Vec<T>,
+    /// Elements of a first part.
+    pub row_len: usize,
+    /// The second parts, one after the other.
+    pub side: Vec<U>,
+    /// Elements of a second part.
+    pub side_len: usize,
+}
+
+impl<T: Pod + Send + Sync> sealed::Rows for Rows<T> {
+    type Element = T;
+
+    fn check(&self, rows: usize) -> Result<()> {
+        check_len("rows", self.data.len(), rows, self.row_len)
+    }
+
+    fn message_row(&self) -> usize {
+        self.row_len
+    }
+
+    fn zeros(&self, rows: usize) -> Self {
+        Rows { data: zeroed_vec(rows * self.row_len), row_len: self.row_len }
+    }
+
+    fn pack(&self, list: &[u32]) -> Result<Vec<T>> {
+        pack(&self.data, self.row_len, list)
+    }
+
+    fn scatter_own(&self, range: Range<usize>, map: &RowMap, out: &mut Self) -> Result<()> {
+        scatter_own(&self.data, self.row_len, range, map, &mut out.data)
+    }
+
+    fn scatter(message: &[T], first: usize, map: &RowMap, out: &mut Self) -> Result<()> {
+        map.scatter(first, message, out.row_len, &mut out.data)
+    }
+}
+
+impl<T: Pod + Send + Sync, U: Pod + Send + Sync> sealed::Rows for Pairs<T, U> {
+    type Element = u8;
+
+    fn check(&self, rows: usize) -> Result<()> {
+        check_len("rows", self.data.len(), rows, self.row_len)?;
+        check_len("side rows", self.side.len(), rows, self.side_len)
+    }
+
+    fn message_row(&self) -> usize {
+        self.row_len * size_of::<T>() + self.side_len * size_of::<U>()
+    }
+
+    fn zeros(&self, rows: usize) -> Self {
+        let (row_len, side_len) = (self.row_len, self.side_len);
+        Pairs { data: zeroed_vec(rows * row_len), row_len, side: zeroed_vec(rows * side_len), side_len }
+    }
+
+    fn pack(&self, list: &[u32]) -> Result<Vec<u8>> {
+        Ok(pack_pairs((&self.data, self.row_len), (&self.side, self.side_len), list))
+    }
+
+    fn scatter_own(&self, range: Range<usize>, map: &RowMap, out: &mut Self) -> Result<()> {
+        scatter_own(&self.data, self.row_len, range.clone(), map, &mut out.data)?;
+        scatter_own(&self.side, self.side_len, range, map, &mut out.side)
+    }
+
+    fn scatter(message: &[u8], first: usize, map: &RowMap, out: &mut Self) -> Result<()> {
+        scatter_pairs(message, first, map, (&mut out.data, out.row_len), (&mut out.side, out.side_len))
+    }
+}
+
+/// Copies of some rows, as a message.
+pub(crate) fn pack<T: Pod + Send + Sync>(rows: &[T], row_len: usize, list: &[u32]) -> Result<Vec<T>> {
+    let mut message = zeroed_vec(list.len() * row_len);
+    gather_rows(list, rows, row_len, &mut message)?;
+    Ok(message)
+}
+
+/// [`pack`] of rows of two parts: row by row the bytes of one and then those of the other, so that a gateway need not know of them.
+fn pack_pairs<T: Pod, U: Pod>((rows, row_len): (&[T], usize), (side, side_len): (&[U], usize), list: &[u32]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(list.len() * (row_len * size_of::<T>() + side_len * size_of::<U>()));
+    for &row in list {
+        message.extend_from_slice(bytemuck::cast_slice(&rows[row as usize * row_len..][..row_len]));
+        message.extend_from_slice(bytemuck::cast_slice(&side[row as usize * side_len..][..side_len]));
+    }
+    message
+}
+
+fn scatter_own<T: Pod + Send + Sync>(rows: &[T], row_len: usize, range: Range<usize>, map: &RowMap, out: &mut [T]) -> Result<()> {
+    map.scatter(range.start, &rows[range.start * row_len..range.end * row_len], row_len, out)
+}
+
+/// Lays out rows as [`pack_pairs`] makes them.
+fn scatter_pairs<T: Pod, U: Pod>(
+    message: &[u8],
+    first: usize,
+    map: &RowMap,
+    (out, row_len): (&mut [T], usize),
+    (side, side_len): (&mut [U], usize),
+) -> Result<()> {
+    let (row_bytes, side_bytes) = (row_len * size_of::<T>(), side_len * size_of::<U>());
+    let (mut rows, mut sides) = (Vec::with_capacity(message.len()), Vec::with_capacity(message.len()));
+    for row in message.chunks_exact((row_bytes + side_bytes).max(1)) {
+        let (row, side) = row.split_at(row_bytes);
+        rows.extend_from_slice(row);
+        sides.extend_from_slice(side);
+    }
+    map.scatter(first, &rows, row_bytes, bytemuck::cast_slice_mut::<T, u8>(out))?;
+    map.scatter(first, &sides, side_bytes, bytemuck::cast_slice_mut::<U, u8>(side))
+}
+
+/// Sends a payload and lays out what comes.
+struct Owned<'a, P> {
+    sent: &'a P,
+    rows: &'a mut P,
+}
+
+impl<P: Payload> Mover<P::Element> for Owned<'_, P> {
+    fn pack(&self, rows: &[u32]) -> Result<Vec<P::Element>> {
+        self.sent.pack(rows)
+    }
+
+    fn deliver(&mut self, rows: Arrived<'_, P::Element>, first: usize, map: &RowMap) -> Result<()> {
+        match rows {
+            Arrived::Own(range) => self.sent.scatter_own(range, map, self.rows),
+            Arrived::Message(message) => P::scatter(message, first, map, self.rows),
+        }
+    }
+}
+
+/// What a dispatch comes to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dispatched<P> {
+    /// The rows of this rank's experts, `[R, ..]`: see [`Plan::dispatch`].
+    pub rows: P,
+    /// What was sent, handed back.
+    pub sent: P,
+}
+
+/// A dispatch in flight: [`Plan::dispatch_start`]. Nothing leaves before it is polled for the first time.
+#[derive(Debug)]
+pub struct Dispatch<P> {
+    plan: Arc<Plan>,
+    exchange: Exchange,
+    /// What is sent and what has come; `None` when it has been handed out.
+    payload: Option<(P, P)>,
+}
+
+impl<P: Payload> Task for Dispatch<P> {
+    type Output = Dispatched<P>;
+    type Error = Error;
+
+    fn poll(&mut self, comm: &Comm) -> Result<Step<Dispatched<P>>> {
+        let Some((sent, rows)) = &mut self.payload else { return Err(finished("a dispatch")) };
+        Ok(match self.exchange.poll(comm, &self.plan, &mut Owned { sent, rows })? {
+            Step::Waiting(messages) => Step::Waiting(messages),
+            Step::Done(()) => {
+                let (sent, rows) = self.payload.take().ok_or_else(|| finished("a dispatch"))?;
+                Step::Done(Dispatched { rows, sent })
+            }
+        })
+    }
+}
+
+impl<P: Payload> Dispatch<P> {
+    /// The plan.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Waits for the rows of this rank's experts.
+    ///
+    /// # Errors
+    /// When other ranks send rows of another length, or another rank has failed.
+    pub fn finish(self, comm: &Comm) -> Result<Dispatched<P>> {
+        run_task(comm, self)
+    }
+}
+
+/// A plan and its first dispatch in flight, as one: [`Plan::start_dispatch`].
+#[derive(Debug)]
+pub struct PlannedDispatch<P> {
+    state: State<P>,
+}
+
+#[derive(Debug)]
+enum State<P> {
+    Planning { planning: Planning, exchange: Exchange, sent: P },
+    Dispatching(Dispatch<P>),
+    Finished,
+}
+
+impl<P: Payload> Task for PlannedDispatch<P> {
+    type Output = (Arc<Plan>, Dispatched<P>);
+    type Error = Error;
+
+    fn poll(&mut self, comm: &Comm) -> Result<Step<Self::Output>> {
+        loop {
+            match std::mem::replace(&mut self.state, State::Finished) {
+                State::Planning { mut planning, mut exchange, sent } => {
+                    let step = planning.advance(comm)?;
+                    // What this rank sends follows from its own routing: it leaves behind the plan's messages.
+                    if let Some(parts) = planning.parts() {
+                        let mover = Sender(&sent);
+                        while exchange.send_chunks(comm, &parts.sends, &parts.options, &parts.counters, &mover)? {}
+                    }
+                    match step {
+                        Step::Waiting(messages) => {
+                            self.state = State::Planning { planning, exchange, sent };
+                            return Ok(Step::Waiting(messages));
+                        }
+                        Step::Done(plan) => {
+                            let rows = sent.zeros(plan.expert_rows());
+                            let dispatch = Dispatch { plan: Arc::new(plan), exchange, payload: Some((sent, rows)) };
+                            self.state = State::Dispatching(dispatch);
+                        }
+                    }
+                }
+                State::Dispatching(mut dispatch) => {
+                    return Ok(match dispatch.poll(comm)? {
+                        Step::Done(dispatched) => Step::Done((dispatch.plan, dispatched)),
+                        Step::Waiting(messages) => {
+                            self.state = State::Dispatching(dispatch);
+                            Step::Waiting(messages)
+                        }
+                    });
+                }
+                State::Finished => return Err(finished("a dispatch")),
+            }
+        }
+    }
+}
+
+impl<P: Payload> PlannedDispatch<P> {
+    /// Waits for the plan and the rows of this rank's experts.
+    ///
+    /// # Errors
+    /// As [`Plan::with_options`] and [`Dispatch::finish`].
+    pub fn finish(self, comm: &Comm) -> Result<(Arc<Plan>, Dispatched<P>)> {
+        run_task(comm, self)
+    }
+}
+
+/// Only sends.
+struct Sender<'a, P>(&'a P);
+
+impl<P: Payload> Mover<P::Element> for Sender<'_, P> {
+    fn pack(&self, rows: &[u32]) -> Result<Vec<P::Element>> {
+        self.0.pack(rows)
+    }
+
+    fn deliver(&mut self, _: Arrived<'_, P::Element>, _: usize, _: &RowMap) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Borrowed rows of one part.
+struct Borrowed<'a, T> {
+    sent: &'a [T],
+    rows: &'a mut [T],
+    row_len: usize,
+}
+
+impl<T: Pod + Send + Sync> Mover<T> for Borrowed<'_, T> {
+    fn pack(&self, rows: &[u32]) -> Result<Vec<T>> {
+        pack(self.sent, self.row_len, rows)
+    }
+
+    fn deliver(&mut self, rows: Arrived<'_, T>, first: usize, map: &RowMap) -> Result<()> {
+        match rows {
+            Arrived::Own(range) => scatter_own(self.sent, self.row_len, range, map, self.rows),
+            Arrived::Message(message) => map.scatter(first, message, self.row_len, self.rows),
+        }
+    }
+}
+
+/// Borrowed rows of two parts.
+struct BorrowedPairs<'a, T, U> {
+    sent: (&'a [T], &'a [U]),
+    rows: (&'a mut [T], &'a mut [U]),
+    row_len: (usize, usize),
+}
+
+impl<T: Pod + Send + Sync, U: Pod + Send + Sync> Mover<u8> for BorrowedPairs<'_, T, U> {
+    fn pack(&self, rows: &[u32]) -> Result<Vec<u8>> {
+        Ok(pack_pairs((self.sent.0, self.row_len.0), (self.sent.1, self.row_len.1), rows))
+    }
+
+    fn deliver(&mut self, rows: Arrived<'_, u8>, first: usize, map: &RowMap) -> Result<()> {
+        let (row_len, side_len) = self.row_len;
+        match rows {
+            Arrived::Own(range) => {
+                scatter_own(self.sent.0, row_len, range.clone(), map, self.rows.0)?;
+                scatter_own(self.sent.1, side_len, range, map, self.rows.1)
+            }
+            Arrived::Message(bytes) => {
+                let (rows, side) = &mut self.rows;
+                scatter_pairs(bytes, first, map, (rows, row_len), (side, side_len))
+            }
+        }
+    }
+}
 
 impl Plan {
     /// Brings this rank's rows `[T, row_len]` to their experts and returns the rows of this rank's experts `[R, row_len]`, expert by expert
@@ -20,7 +365,9 @@ impl Plan {
     /// # Errors
     /// When `rows` has another length than T rows, other ranks have another `row_len`, or another rank has failed.
     pub fn dispatch<T: Pod + Send + Sync>(&self, comm: &Comm, rows: &[T], row_len: usize) -> Result<Vec<T>> {
-        self.dispatch_kind(comm, rows, row_len, Kind::Rows)
+        let mut out = zeroed_vec(self.expert_rows() * row_len);
+        self.dispatch_to(comm, rows, row_len, &mut out)?;
+        Ok(out)
     }
 
     /// [`dispatch`](Plan::dispatch) into memory of the caller, `[R, row_len]`.
@@ -29,127 +376,71 @@ impl Plan {
     /// As [`dispatch`](Plan::dispatch), and when `out` has another length than R rows.
     pub fn dispatch_into<T: Pod + Send + Sync>(&self, comm: &Comm, rows: &[T], row_len: usize, out: &mut [T]) -> Result<()> {
         check_len("dispatched rows", out.len(), self.expert_rows(), row_len)?;
-        let received = self.exchange(comm, rows, row_len, Kind::Rows)?;
-        let buffers = self.buffers(rows, &received);
-        par::for_each_chunk_mut(out, rows_per_item(row_len) * row_len, |item, part| {
-            let list = items(&self.gather, item, row_len);
-            for (to, &(source, row)) in part.chunks_exact_mut(row_len).zip(list) {
-                match source {
-                    PADDING => to.fill(T::zeroed()),
-                    _ => to.copy_from_slice(row_of(buffers[source as usize], row, row_len)),
-                }
-            }
-        });
-        Ok(())
+        for padding in &self.padding {
+            out[padding.start * row_len..padding.end * row_len].fill(T::zeroed());
+        }
+        self.dispatch_to(comm, rows, row_len, out)
     }
 
-    /// [`dispatch`](Plan::dispatch) of rows in two parts, such as E4M3 values and their scales. Each row counts once in [`traffic`](Plan::traffic),
-    /// with the bytes of both parts.
+    fn dispatch_to<T: Pod + Send + Sync>(&self, comm: &Comm, rows: &[T], row_len: usize, out: &mut [T]) -> Result<()> {
+        check_len("rows", rows.len(), self.tokens, row_len)?;
+        self.check_group(comm)?;
+        let mut exchange = Exchange::new(comm.next_sequence(), row_len);
+        let mut mover = Borrowed { sent: rows, rows: out, row_len };
+        drive(comm, |comm| exchange.poll(comm, self, &mut mover))
+    }
+
+    /// [`dispatch`](Plan::dispatch) of rows in two parts, such as E4M3 values and their scales, both in the same messages. Each row counts
+    /// once in [`traffic`](Plan::traffic), with the bytes of both parts.
     ///
     /// # Errors
     /// As [`dispatch`](Plan::dispatch), for either part.
     pub fn dispatch_pair<T: Pod + Send + Sync, U: Pod + Send + Sync>(
         &self,
         comm: &Comm,
-        rows: (&[T], usize),
-        side: (&[U], usize),
+        (rows, row_len): (&[T], usize),
+        (side, side_len): (&[U], usize),
     ) -> Result<(Vec<T>, Vec<U>)> {
-        check_len("side rows", side.0.len(), self.tokens, side.1)?;
-        let rows = self.dispatch_kind(comm, rows.0, rows.1, Kind::Rows)?;
-        Ok((rows, self.dispatch_kind(comm, side.0, side.1, Kind::SideRows)?))
-    }
-
-    fn dispatch_kind<T: Pod + Send + Sync>(&self, comm: &Comm, rows: &[T], row_len: usize, kind: Kind) -> Result<Vec<T>> {
-        let received = self.exchange(comm, rows, row_len, kind)?;
-        let buffers = self.buffers(rows, &received);
-        Ok(collect_rows(self.expert_rows(), row_len, |at| match self.gather[at] {
-            (PADDING, _) => None,
-            (source, row) => Some(row_of(buffers[source as usize], row, row_len)),
-        }))
-    }
-
-    /// The rows of each source rank that this rank has: its own, and what came.
-    pub(crate) fn buffers<'a, T>(&self, rows: &'a [T], received: &'a [Vec<T>]) -> Vec<&'a [T]> {
-        received.iter().enumerate().map(|(rank, rows_of)| if rank == self.me { rows } else { rows_of }).collect()
-    }
-
-    /// Both hops. Returns what came from each source rank, in the order of its tokens.
-    pub(crate) fn exchange<T: Pod + Send + Sync>(
-        &self,
-        comm: &Comm,
-        rows: &[T],
-        row_len: usize,
-        kind: Kind,
-    ) -> Result<Vec<Vec<T>>> {
         check_len("rows", rows.len(), self.tokens, row_len)?;
+        check_len("side rows", side.len(), self.tokens, side_len)?;
         self.check_group(comm)?;
-        let chunk_rows = self.options.chunk_rows;
-        let mut received: Vec<Vec<T>> = std::iter::repeat_with(Vec::new).take(self.layout.ep_size()).collect();
-        if row_len == 0 {
-            return Ok(received);
-        }
-        for send in &self.sends {
-            for chunk in send.rows.chunks(chunk_rows) {
-                self.send_rows(comm, kind, self.me, send.to, send.slow, chunk, rows, row_len)?;
-            }
-        }
-        for inbound in &self.inbound {
-            let buffer = &mut received[inbound.source];
-            let mut forwarded = vec![0; inbound.forward.len()];
-            let mut arrived = 0;
-            while arrived < inbound.rows {
-                let chunk: Vec<T> = comm.recv(inbound.from, tag(kind, inbound.source))?;
-                let fits =
-                    !chunk.is_empty() && chunk.len().is_multiple_of(row_len) && chunk.len() / row_len <= inbound.rows - arrived;
-                if !fits {
-                    return Err(mixed_len(inbound.source, row_len, chunk.len()));
-                }
-                arrived += chunk.len() / row_len;
-                if buffer.is_empty() {
-                    *buffer = chunk;
-                } else {
-                    buffer.extend_from_slice(&chunk);
-                }
-                for (send, done) in inbound.forward.iter().zip(&mut forwarded) {
-                    let ready = send.rows[*done..].partition_point(|&row| (row as usize) < arrived);
-                    for part in send.rows[*done..*done + ready].chunks(chunk_rows) {
-                        self.send_rows(comm, kind, inbound.source, send.to, send.slow, part, buffer, row_len)?;
-                    }
-                    *done += ready;
-                }
-            }
-        }
-        Ok(received)
+        let mut out = zeroed_vec(self.expert_rows() * row_len);
+        let mut side_out = zeroed_vec(self.expert_rows() * side_len);
+        let mut exchange = Exchange::new(comm.next_sequence(), row_len * size_of::<T>() + side_len * size_of::<U>());
+        let mut mover = BorrowedPairs { sent: (rows, side), rows: (&mut out, &mut side_out), row_len: (row_len, side_len) };
+        drive(comm, |comm| exchange.poll(comm, self, &mut mover))?;
+        Ok((out, side_out))
     }
 
-    fn send_rows<T: Pod + Send + Sync>(
-        &self,
+    /// [`dispatch`](Plan::dispatch) or [`dispatch_pair`](Plan::dispatch_pair) in flight, as a [task](v3_ranks::Task) that owns what it sends.
+    /// Any number of exchanges of any plans of a group may be in flight, and may end in any order; all ranks start them in the same order.
+    ///
+    /// # Errors
+    /// When `rows` is not T rows, or the group is not the plan's.
+    pub fn dispatch_start<P: Payload>(self: &Arc<Self>, comm: &Comm, rows: P) -> Result<Dispatch<P>> {
+        rows.check(self.tokens)?;
+        self.check_group(comm)?;
+        let exchange = Exchange::new(comm.next_sequence(), rows.message_row());
+        let out = rows.zeros(self.expert_rows());
+        Ok(Dispatch { plan: Arc::clone(self), exchange, payload: Some((rows, out)) })
+    }
+
+    /// [`start`](Plan::start) and [`dispatch_start`](Plan::dispatch_start) in one: this rank's rows leave right behind what it tells others of its routing,
+    /// without waiting for theirs, so that nothing has to be waited for in between.
+    ///
+    /// # Errors
+    /// As [`with_options`](Plan::with_options), as far as it concerns this rank's arguments, and when `rows` is not one row for each token.
+    pub fn start_dispatch<P: Payload>(
         comm: &Comm,
-        kind: Kind,
-        source: usize,
-        to: usize,
-        slow: bool,
-        list: &[u32],
-        rows: &[T],
-        row_len: usize,
-    ) -> Result<()> {
-        let message = collect_rows(list.len(), row_len, |at| Some(row_of(rows, list[at], row_len)));
-        // The second part of a row does not make it two rows.
-        let counted = if matches!(kind, Kind::SideRows) { 0 } else { list.len() };
-        self.dispatched.add(slow, counted, size_of_val(message.as_slice()));
-        comm.send_rows(to, tag(kind, source), message, counted)?;
-        Ok(())
-    }
-
-    pub(crate) fn check_group(&self, comm: &Comm) -> Result<()> {
-        if comm.rank() != self.me || comm.size() != self.layout.ep_size() {
-            return Err(Error::Shape {
-                what: "group of the plan",
-                expected: format!("rank {} of {}", self.me, self.layout.ep_size()),
-                got: format!("rank {} of {}", comm.rank(), comm.size()),
-            });
-        }
-        Ok(())
+        layout: &Layout,
+        routing: &Routing,
+        options: PlanOptions,
+        rows: P,
+    ) -> Result<PlannedDispatch<P>> {
+        rows.check(routing.tokens)?;
+        let planning = Planning::new(comm, layout, routing, options)?;
+        let exchange = Exchange::new(comm.next_sequence(), rows.message_row());
+        Ok(PlannedDispatch { state: State::Planning { planning, exchange, sent: rows } })
     }
 }
 
@@ -158,57 +449,4 @@ pub(crate) fn check_len(what: &'static str, len: usize, rows: usize, row_len: us
         return Ok(());
     }
     Err(Error::Shape { what, expected: format!("{rows} rows of {row_len}"), got: format!("{len} elements") })
-}
-
-fn mixed_len(source: usize, row_len: usize, len: usize) -> Error {
-    Error::Shape {
-        what: "rows of another rank",
-        expected: format!("rows of {row_len} from rank {source}"),
-        got: format!("{len} elements"),
-    }
-}
-
-/// Rows that one thread handles at a time; a function of the row length alone.
-pub(crate) fn rows_per_item(row_len: usize) -> usize {
-    (ELEMENTS_PER_ITEM / row_len.max(1)).max(1)
-}
-
-/// The entries of a list with one entry per row that belong to item number `item`.
-pub(crate) fn items<T>(list: &[T], item: usize, row_len: usize) -> &[T] {
-    let rows = rows_per_item(row_len);
-    let first = (item * rows).min(list.len());
-    &list[first..(first + rows).min(list.len())]
-}
-
-#[inline]
-pub(crate) fn row_of<T>(rows: &[T], row: u32, row_len: usize) -> &[T] {
-    &rows[row as usize * row_len..][..row_len]
-}
-
-/// `rows` rows of `row_len` elements, each a copy of what `row` returns, or zeros.
-fn collect_rows<'a, T: Pod + Send + Sync>(
-    rows: usize,
-    row_len: usize,
-    row: impl Fn(usize) -> Option<&'a [T]> + Sync + Send,
-) -> Vec<T> {
-    let mut out: Vec<T> = Vec::with_capacity(rows * row_len);
-    if rows * row_len == 0 {
-        return out;
-    }
-    let per_item = rows_per_item(row_len);
-    par::for_each_chunk_mut(&mut out.spare_capacity_mut()[..rows * row_len], per_item * row_len, |item, part| {
-        for (at, to) in part.chunks_exact_mut(row_len).enumerate() {
-            match row(item * per_item + at) {
-                Some(from) => {
-                    assert_eq!(from.len(), row_len, "a row has the length of a row");
-                    to.write_copy_of_slice(from);
-                }
-                None => to.fill(MaybeUninit::new(T::zeroed())),
-            }
-        }
-    });
-    // SAFETY: the loop above has written every one of the first `rows * row_len` elements: its chunks cover them, and each
-    // chunk's length is a multiple of `row_len`, as both the whole and the chunk length are.
-    unsafe { out.set_len(rows * row_len) };
-    out
 }

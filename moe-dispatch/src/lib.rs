@@ -83,18 +83,27 @@ mod combine;
 pub mod cpu;
 mod dispatch;
 pub mod error;
+mod exchange;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+mod in_flight;
+mod kernels;
 pub mod layout;
 pub mod placement;
 pub mod plan;
+mod planning;
 pub mod reference;
 pub mod router;
+mod sums;
 mod tree;
 
+pub use combine::{Combine, CombineBackward, CombineGradients, CombineOptions, Combined, Wire};
+pub use cpu::Element;
+pub use dispatch::{Dispatch, Dispatched, Pairs, Payload, PlannedDispatch, Rows};
 pub use error::{Error, Result};
 pub use layout::{Layout, ReplicaChoice};
-pub use plan::{Plan, PlanOptions, Traffic};
+pub use plan::{FanOut, Plan, PlanOptions, Traffic};
+pub use planning::Planning;
 pub use router::Routing;
 /// The process groups that [`Plan`] exchanges rows over.
 pub use v3_ranks as ranks;

@@ -2,7 +2,7 @@
 
 use moe_dispatch::cpu::{Element, Local, RowMap};
 use moe_dispatch::reference::dispatch as reference;
-use moe_dispatch::{Error, Layout, Routing};
+use moe_dispatch::{Error, Layout, PlanOptions, Routing};
 use proptest::prelude::*;
 use v3_numerics::bf16;
 use v3_numerics::cpu::{Isa, with_isa};
@@ -73,7 +73,7 @@ proptest! {
             let mut memory = vec![bf16::ONE; skew + tokens * top_k * d];
             let rows = &mut memory[skew..];
             local.permute(x, d, rows).unwrap();
-            let (order, _) = reference::expert_rows(&Layout::new(experts, 1, 1).unwrap(), std::slice::from_ref(&routing), 1).remove(0);
+            let (order, _) = reference::expert_rows(&Layout::new(experts, 1, 1).unwrap(), std::slice::from_ref(&routing), &PlanOptions::default()).remove(0);
             for (at, row) in order.into_iter().enumerate() {
                 let token = row.unwrap().token;
                 assert_eq!(bits(&rows[at * d..][..d]), bits(&x[token * d..][..d]));

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use moe_dispatch::plan::MASKED;
 use moe_dispatch::reference::dispatch as reference;
-use moe_dispatch::{Error, Layout, Plan, PlanOptions, ReplicaChoice, Routing};
+use moe_dispatch::{Error, FanOut, Layout, Plan, PlanOptions, ReplicaChoice, Routing};
 use proptest::prelude::*;
 use v3_numerics::cpu::{Isa, with_isa};
 use v3_ranks::{Comm, WorldConfig, run_threads};
@@ -29,6 +30,8 @@ enum Load {
     One,
     /// Half of the ranks have no tokens.
     Empty,
+    /// Some choices are masked, for some tokens all of them.
+    Masked,
 }
 
 fn routing(rng: &mut Rng, tokens: usize, top_k: usize, experts: usize, load: Load) -> Routing {
@@ -41,16 +44,35 @@ fn routing(rng: &mut Rng, tokens: usize, top_k: usize, experts: usize, load: Loa
         indices.extend_from_slice(&order[..top_k]);
         weights.extend(rng.uniform_vec(top_k, -1.0, 1.0));
     }
+    if matches!(load, Load::Masked) {
+        for (expert, weight) in indices.iter_mut().zip(&mut weights).filter(|_| rng.below(2) == 0) {
+            (*expert, *weight) = (MASKED, f32::NAN);
+        }
+    }
     Routing { tokens, top_k, indices, weights, scores: Vec::new() }
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let load = prop_oneof![3 => Just(Load::Even), 1 => Just(Load::One), 1 => Just(Load::Empty)];
+    let load = prop_oneof![3 => Just(Load::Even), 1 => Just(Load::One), 1 => Just(Load::Empty), 1 => Just(Load::Masked)];
     let group = prop_oneof![Just(1usize), Just(2), Just(3), Just(4), Just(5), Just(8)].prop_flat_map(|n| (Just(n), 1..=n));
     let sizes = (1usize..5, 0usize..14, 1usize..9, prop_oneof![Just(1usize), Just(3), Just(16), Just(64), Just(67), Just(131)]);
-    let options = (prop_oneof![Just(1usize), Just(4), Just(7)], prop_oneof![Just(1usize), Just(3), Just(4096)]);
+    let options = (
+        prop_oneof![Just(1usize), Just(4), Just(7)],
+        prop_oneof![Just(1usize), Just(3), Just(4096)],
+        prop_oneof![2 => Just(1usize), 1 => Just(2), 1 => Just(5)],
+        any::<bool>(),
+        prop::option::weighted(0.3, 0usize..3),
+    );
     (group, sizes, options, load, 0u8..3, prop::option::of(1usize..3), any::<u64>()).prop_map(
-        |((ep_size, ranks_per_node), (per_rank, tokens, k, row_len), (alignment, chunk_rows), load, place, slots, seed)| {
+        |(
+            (ep_size, ranks_per_node),
+            (per_rank, tokens, k, row_len),
+            (alignment, chunk_rows, channels, per_expert, capacity),
+            load,
+            place,
+            slots,
+            seed,
+        )| {
             let mut rng = Rng::new(seed);
             let layout = if place == 0 {
                 Layout::new(per_rank * ep_size, ep_size, ranks_per_node).unwrap()
@@ -72,7 +94,10 @@ fn cases() -> impl Strategy<Value = Case> {
                     routing(&mut rng, tokens, top_k, layout.num_experts(), load)
                 })
                 .collect();
-            let options = PlanOptions { alignment, chunk_rows };
+            let routings: Vec<Routing> = routings;
+            let most = routings.iter().map(|routing: &Routing| routing.tokens).max().unwrap_or(0);
+            let fan_out = if per_expert { FanOut::PerExpert } else { FanOut::PerRank };
+            let options = PlanOptions { alignment, chunk_rows, channels, fan_out, capacity: capacity.map(|more| most + more) };
             Case { layout, routings, row_len, options, slots, seed }
         },
     )
@@ -90,7 +115,7 @@ fn rows(case: &Case, salt: u64, source: usize) -> Vec<f32> {
 
 /// What the experts return: row by row as the reference orders them, NaN where nobody should read.
 fn expert_outputs(case: &Case, salt: u64, rank: usize) -> Vec<f32> {
-    let (order, _) = reference::expert_rows(&case.layout, &case.routings, case.options.alignment).swap_remove(rank);
+    let (order, _) = reference::expert_rows(&case.layout, &case.routings, &case.options).swap_remove(rank);
     let output = |entry: Option<reference::ExpertRow>| match entry {
         Some(at) => row(case, salt, at.source, at.token, at.choice),
         None => vec![f32::NAN; case.row_len],
@@ -136,7 +161,7 @@ proptest! {
             assert_eq!(after.slow_bytes - before.slow_bytes, before.slow_rows * (4 * case.row_len as u64 + 2));
             Ok((out, side, plan.offsets().to_vec(), plan.counts().to_vec(), plan.row_weights().to_vec()))
         });
-        for ((out, side, offsets, counts, weights), (order, want_offsets)) in got.iter().zip(reference::expert_rows(&case.layout, &case.routings, case.options.alignment)) {
+        for ((out, side, offsets, counts, weights), (order, want_offsets)) in got.iter().zip(reference::expert_rows(&case.layout, &case.routings, &case.options)) {
             prop_assert_eq!(offsets, &want_offsets);
             prop_assert_eq!(counts.iter().sum::<usize>(), order.iter().flatten().count());
             for (at, entry) in order.into_iter().enumerate() {
@@ -211,7 +236,7 @@ proptest! {
         let want: Vec<_> = case.routings.iter().enumerate().map(|(source, routing)| {
             reference::combine_backward(routing, &rows(&case, 3, source), case.row_len, |token, choice| row(&case, 2, source, token, choice))
         }).collect();
-        let orders = reference::expert_rows(&case.layout, &case.routings, case.options.alignment);
+        let orders = reference::expert_rows(&case.layout, &case.routings, &case.options);
         for ((rank, (d_rows, d_weights)), (order, _)) in got.iter().enumerate().zip(orders) {
             for (at, entry) in order.into_iter().enumerate() {
                 let got = bits(&d_rows[at * case.row_len..(at + 1) * case.row_len]);

@@ -41,6 +41,14 @@ impl RowMap {
         Ok(RowMap { starts, to, result_rows })
     }
 
+    /// [`new`](RowMap::new) without looking.
+    ///
+    /// # Safety
+    /// `new` would accept the arguments.
+    pub(crate) unsafe fn new_unchecked(starts: Vec<u32>, to: Vec<u32>, result_rows: usize) -> RowMap {
+        RowMap { starts, to, result_rows }
+    }
+
     /// The map of what one source brings to a result whose row `i` is a copy of row `gather[i].1` of source `gather[i].0`.
     ///
     /// # Errors

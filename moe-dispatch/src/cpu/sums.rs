@@ -260,7 +260,7 @@ impl<'a, A: Element, B: Element, O: Element> TreeSums<'a, A, B, O> {
                 Some(rank) => Source::Received(&self.buffers.received[rank as usize][first..first + self.row_len]),
             };
             // Multiplying by 1 leaves every bit as it is.
-            Leaf { row, factor: if self.weighted { term.weight } else { 1.0 }, adds: term.adds }
+            Leaf { row, factor: if self.weighted { term.weight } else { 1.0 }, adds: term.adds.into() }
         }));
     }
 }
