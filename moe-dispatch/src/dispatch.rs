@@ -241,7 +241,7 @@ pub struct PlannedDispatch<P> {
 
 #[derive(Debug)]
 enum State<P> {
-    Planning { planning: Planning, exchange: Exchange, sent: P },
+    Planning { planning: Box<Planning>, exchange: Exchange, sent: P },
     Dispatching(Dispatch<P>),
     Finished,
 }
@@ -440,7 +440,7 @@ impl Plan {
         rows.check(routing.tokens)?;
         let planning = Planning::new(comm, layout, routing, options)?;
         let exchange = Exchange::new(comm.next_sequence(), rows.message_row());
-        Ok(PlannedDispatch { state: State::Planning { planning, exchange, sent: rows } })
+        Ok(PlannedDispatch { state: State::Planning { planning: Box::new(planning), exchange, sent: rows } })
     }
 }
 

@@ -179,12 +179,15 @@ impl<W: Element> Sums<W> {
     }
 }
 
+/// What each input has sent.
+type Inputs = Vec<Option<Vec<f32>>>;
+
 /// The gradients of weights on their way home: one number for each choice.
 #[derive(Debug)]
 pub(crate) struct Gradients {
     sequence: u64,
-    /// For each merge of the plan, this rank's own the last, what each input has sent; `None` for merges that are done.
-    received: Option<Vec<Option<Vec<Option<Vec<f32>>>>>>,
+    /// For each merge of the plan, this rank's own the last; `None` for merges that are done.
+    received: Option<Vec<Option<Inputs>>>,
     /// This rank's own, which may be complete before what it passes on is.
     d_weights: Vec<f32>,
 }
