@@ -153,3 +153,48 @@ mod mpi {
         Some(RankMemory { weights, packed, gradients, moments, activations, ema })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(args: &TrainArgs) -> String {
+        Ranks::new(args).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_reason() {
+        assert_eq!(Ranks::new(&TrainArgs::default()).expect("the default"), Ranks::Threads);
+        let named = |name: &str| TrainArgs { ranks: Some(name.into()), ..TrainArgs::default() };
+        assert_eq!(Ranks::new(&named("threads")).expect("threads"), Ranks::Threads);
+        assert_eq!(refused(&named("nccl")), "--ranks: expected threads or mpi, found nccl");
+        let beats = TrainArgs { heartbeat_timeout: Some(5.0), ..TrainArgs::default() };
+        assert_eq!(refused(&beats), "--heartbeat-timeout: expected --ranks mpi beside it, found 5");
+        #[cfg(not(feature = "mpi"))]
+        assert!(refused(&named("mpi")).contains("built without its feature mpi"));
+    }
+
+    #[cfg(feature = "mpi")]
+    #[test]
+    fn the_period_follows_a_short_time_out() {
+        use std::time::Duration;
+        let beats = |period, timeout| {
+            let args = TrainArgs {
+                ranks: Some("mpi".into()),
+                heartbeat_period: period,
+                heartbeat_timeout: timeout,
+                ..TrainArgs::default()
+            };
+            Ranks::new(&args)
+        };
+        let ranks = |period: f64, timeout: f64| {
+            Ranks::Mpi(v3_ranks::Heartbeat { period: Duration::from_secs_f64(period), timeout: Duration::from_secs_f64(timeout) })
+        };
+        assert_eq!(beats(None, None).expect("the default"), ranks(1.0, 60.0));
+        assert_eq!(beats(None, Some(5.0)).expect("short"), ranks(0.5, 5.0));
+        assert_eq!(beats(Some(0.25), Some(1.0)).expect("four periods"), ranks(0.25, 1.0));
+        for (period, timeout) in [(Some(0.3), Some(1.0)), (Some(0.0), None), (Some(f64::NAN), None), (None, Some(1e300))] {
+            assert!(beats(period, timeout).is_err(), "{period:?} {timeout:?}");
+        }
+    }
+}
