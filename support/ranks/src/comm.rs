@@ -149,12 +149,12 @@ impl Comm {
 
     /// What this rank has sent so far, in all of its groups.
     pub fn traffic(&self) -> Traffic {
-        self.world.traffic(self.world_rank())
+        self.world.traffic(&self.actor)
     }
 
     /// How long this rank has been blocked so far, in all of its groups.
     pub fn blocked(&self) -> Blocked {
-        self.world.blocked(self.world_rank())
+        self.world.blocked(&self.actor)
     }
 
     /// How long this actor (the rank's own thread or a lane) has waited for messages and tasks so far, in all of its groups.
@@ -164,7 +164,7 @@ impl Comm {
 
     /// What all actors of this rank, its lanes included, have waited so far.
     pub fn rank_waits(&self) -> Waits {
-        self.world.lock().waited(self.world_rank())
+        self.world.look(&self.actor).waited(self.world_rank())
     }
 
     // ---- clock
@@ -190,7 +190,7 @@ impl Comm {
     /// Counts the calls of this rank for this group, from 0. Ranks that start their exchanges in the same order get the same numbers, so
     /// that tags made of them keep several exchanges in flight apart.
     pub fn next_sequence(&self) -> u64 {
-        self.world.next_sequence(self.world_rank(), self.group)
+        self.world.next_sequence(&self.actor, self.group)
     }
 
     /// Adds to the count of rows sent over one kind of link.

@@ -203,10 +203,7 @@ impl Lane {
         let output = Arc::new(Mutex::new(None));
         let job = Box::new(Typed { task, output: Arc::clone(&output) });
         let world = self.comm.the_world();
-        let mut state = match world.lock_in_turn(self.comm.actor()) {
-            Ok(state) => state,
-            Err(_) => world.lock(),
-        };
+        let mut state = world.look(self.comm.actor());
         let at = world.now(&state, self.comm.actor());
         let id = state.new_ticket();
         state.actors[self.actor.id].inbox.push_back(Submitted { ticket: id, at, job });
@@ -217,20 +214,14 @@ impl Lane {
 
     /// How long the lane itself has waited so far.
     pub fn waits(&self) -> crate::Waits {
-        self.comm.the_world().lock().actors[self.actor.id].waited
+        self.comm.the_world().look(self.comm.actor()).actors[self.actor.id].waited
     }
 }
 
 impl Drop for Lane {
     fn drop(&mut self) {
         let world = self.comm.the_world();
-        let inbox = {
-            let mut state = match world.lock_in_turn(self.comm.actor()) {
-                Ok(state) => state,
-                Err(_) => world.lock(),
-            };
-            state.close(self.actor.id)
-        };
+        let inbox = world.look(self.comm.actor()).close(self.actor.id);
         // Tasks are foreign code: they are dropped without the lock.
         drop(inbox);
         let Some(thread) = self.thread.take() else { return };
@@ -325,8 +316,12 @@ fn drive(comm: &Comm) -> std::result::Result<(), String> {
 }
 
 fn has_arrived(world: &World, actor: &Actor, keys: &[Key]) -> bool {
-    let state = world.lock();
+    // A task before this one may have advanced the lane's time.
+    let mut state = world.look(actor);
     let now = world.now(&state, actor);
+    if !world.is_virtual() {
+        state.serve_until(actor.rank, now);
+    }
     matches!(state.first_arrival(actor.rank, keys, now), Check::Ready(..))
 }
 

@@ -282,20 +282,20 @@ impl World {
         Ok(number)
     }
 
-    pub(crate) fn next_sequence(&self, rank: usize, group: u64) -> u64 {
-        let mut state = self.lock();
-        let next = state.ranks[rank].sequences.entry(group).or_insert(0);
+    pub(crate) fn next_sequence(&self, actor: &Actor, group: u64) -> u64 {
+        let mut state = self.look(actor);
+        let next = state.ranks[actor.rank].sequences.entry(group).or_insert(0);
         let sequence = *next;
         *next = next.wrapping_add(1);
         sequence
     }
 
-    pub(crate) fn traffic(&self, rank: usize) -> Traffic {
-        self.lock().ranks[rank].traffic
+    pub(crate) fn traffic(&self, actor: &Actor) -> Traffic {
+        self.look(actor).ranks[actor.rank].traffic
     }
 
-    pub(crate) fn blocked(&self, rank: usize) -> Blocked {
-        self.lock().ranks[rank].blocked
+    pub(crate) fn blocked(&self, actor: &Actor) -> Blocked {
+        self.look(actor).ranks[actor.rank].blocked
     }
 
     pub(crate) fn count_rows(&self, rank: usize, kind: LinkKind, rows: u64) {
@@ -361,6 +361,11 @@ impl World {
         let state = self.turn(self.lock(), actor);
         state.admit(actor)?;
         Ok(state)
+    }
+
+    /// The lock, when it is this actor's turn to act, or when the world has failed.
+    pub(crate) fn look(&self, actor: &Actor) -> Guard<'_> {
+        self.turn(self.lock(), actor)
     }
 
     /// Sends a message: into the mailbox of `dst`, or to the transport.
@@ -474,7 +479,8 @@ impl World {
                 Check::Never(error) => break Err(error),
                 Check::At(time) => at = Some(time),
                 Check::UnderWay => at = state.under_way[rank].peek().map(|head| head.time),
-                Check::Nothing => stall = true,
+                // A lane without a task holds nobody up, and waits as long as it takes.
+                Check::Nothing => stall = wants.iter().any(|want| !matches!(want, Want::Submission(_))),
             }
             if self.is_virtual() {
                 state.actors[id].phase = Phase::Waiting;
@@ -765,7 +771,7 @@ impl State {
     }
 
     /// Lets in what has reached the ports of a rank by `now` (wall clock).
-    fn serve_until(&mut self, rank: usize, now: f64) {
+    pub fn serve_until(&mut self, rank: usize, now: f64) {
         while let Some(head) = self.under_way[rank].peek().copied()
             && head.time <= now
         {
