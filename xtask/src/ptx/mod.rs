@@ -2,6 +2,7 @@
 //!
 //! The PTX is checked in, so that tests and users need no compiler; `--check` proves that it is what the sources give.
 
+mod hints;
 mod normal;
 mod ptxas;
 mod source;
@@ -179,6 +180,7 @@ impl Compiler {
         let report = self.assemble(job, &ptx, index)?;
         let mut lines = format!("{}\n", job.ptx.display());
         report.usages.iter().for_each(|usage| lines.push_str(&format!("{}\n", usage.row())));
+        hints::rows(&ptx).iter().for_each(|row| lines.push_str(&format!("{row}\n")));
         let found = report.problems(&job.head.allow_spills, &job.head.allow_ptxas);
         problems.extend(found.into_iter().map(|p| format!("{}: {p}", job.ptx.display())));
         Ok((lines, problems))
