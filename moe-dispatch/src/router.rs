@@ -30,6 +30,7 @@ use v3_numerics::cpu::Isa;
 use v3_numerics::par;
 use v3_numerics::simd::{Kernel, LANES, Simd, dispatch, exp};
 
+use crate::cpu::Selection;
 use crate::error::{Error, Result};
 
 /// Tokens that one work item takes: fixed, so that the partition does not depend on the number of threads.
@@ -230,6 +231,10 @@ pub fn route(cfg: &RouterConfig, logits: &[f32], bias: &[f32]) -> Result<Routing
     let mut routing =
         Routing { tokens, top_k: k, indices: vec![0; tokens * k], weights: vec![0.0; tokens * k], scores: vec![0.0; tokens * e] };
     let isa = Isa::detect();
+    let selection = Selection::new(cfg, isa);
+    // A score is at least 0, and 0 added leaves it as it is.
+    let zeros = vec![0.0; if bias.is_empty() { e } else { 0 }];
+    let bias = if bias.is_empty() { &zeros } else { bias };
     let mut items: Vec<Item<'_>> = logits
         .chunks(ROWS_PER_ITEM * e)
         .zip(routing.indices.chunks_mut(ROWS_PER_ITEM * k))
@@ -238,7 +243,7 @@ pub fn route(cfg: &RouterConfig, logits: &[f32], bias: &[f32]) -> Result<Routing
         .map(|(((logits, indices), weights), scores)| Item { logits, indices, weights, scores, bad: None })
         .collect();
     par::for_each_chunk_mut(&mut items, 1, |_, item| {
-        dispatch(isa, RouteRows { cfg, bias, item: &mut item[0] });
+        dispatch(isa, RouteRows { cfg, bias, selection, item: &mut item[0] });
     });
     if let Some((i, row)) = items.iter().enumerate().find_map(|(i, item)| Some((i, item.bad?))) {
         let row = i * ROWS_PER_ITEM + row;
@@ -319,7 +324,9 @@ struct Item<'a> {
 /// changes the speed only.
 struct RouteRows<'a, 'b> {
     cfg: &'a RouterConfig,
+    /// `[E]`
     bias: &'a [f32],
+    selection: Option<Selection>,
     item: &'a mut Item<'b>,
 }
 
@@ -327,30 +334,72 @@ impl Kernel for RouteRows<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        route_rows(s, self.cfg, self.bias, self.item);
+        let RouteRows { cfg, bias, selection, item } = self;
+        let (e, k) = (cfg.num_experts, cfg.top_k);
+        for (row, (logits, scores)) in item.logits.chunks_exact(e).zip(item.scores.chunks_exact_mut(e)).enumerate() {
+            if !score_row(s, cfg.scoring, logits, scores) {
+                item.bad = Some(row);
+                return;
+            }
+        }
+        let scores = &*item.scores;
+        let mut selector = Selector::new(cfg);
+        match selection {
+            Some(selection) => {
+                let mut left = Vec::new();
+                selection.rows(scores, bias, item.indices, |row| left.push(row));
+                for row in left {
+                    selector.select(cfg, &scores[row * e..][..e], bias, &mut item.indices[row * k..][..k]);
+                }
+            }
+            None => {
+                for (scores, indices) in scores.chunks_exact(e).zip(item.indices.chunks_exact_mut(k)) {
+                    selector.select(cfg, scores, bias, indices);
+                }
+            }
+        }
+        let rows = scores.chunks_exact(e).zip(item.indices.chunks_exact(k)).zip(item.weights.chunks_exact_mut(k));
+        for ((scores, indices), weights) in rows {
+            let mut sum = 0.0f32;
+            for (w, &i) in weights.iter_mut().zip(indices) {
+                *w = scores[i as usize];
+                sum += *w;
+            }
+            if cfg.norm_topk_prob {
+                let sum = sum + WEIGHT_EPS;
+                weights.iter_mut().for_each(|w| *w /= sum);
+            }
+            weights.iter_mut().for_each(|w| *w *= cfg.routed_scaling_factor);
+        }
     }
 }
 
-#[inline(always)]
-fn route_rows<S: Simd>(s: S, cfg: &RouterConfig, bias: &[f32], item: &mut Item<'_>) {
-    let (e, k) = (cfg.num_experts, cfg.top_k);
-    let size = cfg.group_size();
-    let mut keys = vec![0u32; e];
-    let mut experts = Candidates::new(e);
-    let mut group_keys = vec![0u32; cfg.n_group];
-    let mut groups = Candidates::new(cfg.n_group);
-    let mut kept = vec![0u32; cfg.topk_group];
-    for (row, logits) in item.logits.chunks_exact(e).enumerate() {
-        let scores = &mut item.scores[row * e..][..e];
-        if !score_row(s, cfg.scoring, logits, scores) {
-            item.bad = Some(row);
-            return;
+/// Selects experts with any configuration on any processor.
+struct Selector {
+    keys: Vec<u32>,
+    experts: Candidates,
+    group_keys: Vec<u32>,
+    groups: Candidates,
+    kept: Vec<u32>,
+}
+
+impl Selector {
+    fn new(cfg: &RouterConfig) -> Self {
+        Selector {
+            keys: vec![0; cfg.num_experts],
+            experts: Candidates::new(cfg.num_experts),
+            group_keys: vec![0; cfg.n_group],
+            groups: Candidates::new(cfg.n_group),
+            kept: vec![0; cfg.topk_group],
         }
-        if bias.is_empty() {
-            keys.iter_mut().zip(&*scores).for_each(|(k, &s)| *k = key(s));
-        } else {
-            keys.iter_mut().zip(&*scores).zip(bias).for_each(|((k, &s), &b)| *k = key(s + b));
-        }
+    }
+
+    /// The experts of one token, the best first.
+    #[inline(always)]
+    fn select(&mut self, cfg: &RouterConfig, scores: &[f32], bias: &[f32], indices: &mut [u32]) {
+        let Selector { keys, experts, group_keys, groups, kept } = self;
+        let size = cfg.group_size();
+        keys.iter_mut().zip(scores).zip(bias).for_each(|((k, &s), &b)| *k = key(s + b));
         if cfg.topk_group < cfg.n_group {
             let m = cfg.scores_per_group();
             for (score, group) in group_keys.iter_mut().zip(keys.chunks_exact(size)) {
@@ -360,28 +409,16 @@ fn route_rows<S: Simd>(s: S, cfg: &RouterConfig, bias: &[f32], item: &mut Item<'
                     _ => top_m(group, m),
                 });
             }
-            groups.fill(&group_keys);
-            groups.take_best(&mut kept);
+            groups.fill(group_keys);
+            groups.take_best(kept);
             group_keys.fill(0);
             kept.iter().for_each(|&g| group_keys[g as usize] = u32::MAX);
-            for (group, &mask) in keys.chunks_exact_mut(size).zip(&group_keys) {
+            for (group, &mask) in keys.chunks_exact_mut(size).zip(&*group_keys) {
                 group.iter_mut().for_each(|k| *k &= mask);
             }
         }
-        experts.fill(&keys);
-        let indices = &mut item.indices[row * k..][..k];
+        experts.fill(keys);
         experts.take_best(indices);
-        let weights = &mut item.weights[row * k..][..k];
-        let mut sum = 0.0f32;
-        for (w, &i) in weights.iter_mut().zip(&*indices) {
-            *w = scores[i as usize];
-            sum += *w;
-        }
-        if cfg.norm_topk_prob {
-            let sum = sum + WEIGHT_EPS;
-            weights.iter_mut().for_each(|w| *w /= sum);
-        }
-        weights.iter_mut().for_each(|w| *w *= cfg.routed_scaling_factor);
     }
 }
 

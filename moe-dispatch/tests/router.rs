@@ -12,7 +12,7 @@ use v3_testkit::{Rng, Tolerance, assert_bits_eq};
 const SCORINGS: [Scoring; 2] = [Scoring::Sigmoid, Scoring::Softmax];
 
 fn config() -> impl Strategy<Value = RouterConfig> {
-    let sizes = prop_oneof![Just(1usize), Just(2), Just(3), Just(5), Just(15), Just(16), Just(17), Just(33)];
+    let sizes = prop_oneof![Just(1usize), Just(2), Just(3), Just(5), Just(15), Just(16), Just(17), Just(32), Just(33), Just(48)];
     (1usize..=8, sizes, any::<[bool; 3]>(), any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0.25f32..4.0).prop_map(
         |(n_group, size, [softmax, by_k, norm], keep, k, factor)| {
             let topk_group = 1 + keep.index(n_group);

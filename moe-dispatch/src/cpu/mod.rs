@@ -27,12 +27,14 @@
 //! ```
 
 mod rows;
+mod select;
 mod stream;
 mod sums;
 
 pub use rows::{RowMap, gather_rows};
 pub use sums::Element;
 
+pub(crate) use select::Selection;
 pub(crate) use sums::{Buffers, tree_sums};
 
 use bytemuck::Pod;
