@@ -2,6 +2,7 @@
 
 use crate::kind::Placement;
 use crate::search::setup::{Op, Setup};
+use crate::search::sim::Sim;
 
 /// How urgent each action is: the least first. Slot `place * chunks + chunk`.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +25,9 @@ pub(crate) struct Rule {
     pub limit: Vec<usize>,
     /// Whether memory is kept free for what must follow (without, the ranks may block each other).
     pub reserve: bool,
+    /// Whether every rank does its actions in the order of their urgency, and waits for each; only a forward for which there is no
+    /// room is put off.
+    pub strict: bool,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +43,7 @@ pub(crate) struct Builder {
     wake: Vec<f64>,
     held: Vec<f64>,
     left: Vec<usize>,
+    sim: Sim,
     pub lists: Vec<Vec<Op>>,
     pub makespan: f64,
 }
@@ -53,7 +58,10 @@ struct Choice {
 impl Builder {
     /// Makes lists; whether all work could be done. They keep every rank within its memory.
     pub fn run(&mut self, setup: &Setup, keys: &Keys, rule: &Rule) -> bool {
-        let (chunks, dirs, count) = (setup.chunks, setup.dirs, setup.places.len());
+        if rule.strict {
+            return self.in_order(setup, keys, rule);
+        }
+        let (chunks, count) = (setup.chunks, setup.places.len());
         let fill = |buffer: &mut Vec<f64>, len: usize, value: f64| {
             buffer.clear();
             buffer.resize(len, value);
@@ -97,6 +105,88 @@ impl Builder {
         }
         self.makespan = self.clock.iter().copied().fold(0.0, f64::max);
         true
+    }
+
+    /// Lists in the order of the keys. They may wait for each other in a circle: nobody has looked at times.
+    fn in_order(&mut self, setup: &Setup, keys: &Keys, rule: &Rule) -> bool {
+        let (chunks, dirs) = (setup.chunks, setup.dirs);
+        self.lists.resize_with(setup.ranks, Vec::new);
+        for rank in 0..setup.ranks {
+            let list = &mut self.lists[rank];
+            list.clear();
+            let places = &setup.places[rank * dirs..(rank + 1) * dirs];
+            let (mut f, mut i, mut w, mut held) = ([0usize; 2], [0usize; 2], [0usize; 2], 0.0);
+            // Backwards that were part of a pair have no weights to come.
+            let mut paired = [0usize; 2];
+            let mut left: usize = setup.counts.iter().sum();
+            while left > 0 {
+                let mut best: Option<(f64, Op)> = None;
+                let mut forward: Option<(f64, usize)> = None;
+                let mut backward: Option<(f64, usize)> = None;
+                let mut offer = |key: f64, op: Op| {
+                    if best.is_none_or(|(other, _)| key < other) {
+                        best = Some((key, op));
+                    }
+                };
+                for d in 0..dirs {
+                    let base = (rank * dirs + d) * chunks;
+                    if f[d] < setup.counts[d]
+                        && f[d] - i[d] < rule.limit[rank * dirs + d]
+                        && held + places[d].size() <= setup.room[rank]
+                    {
+                        let key = keys.f[base + f[d]];
+                        offer(key, Op::F(d as u8));
+                        if forward.is_none_or(|(other, _)| key < other) {
+                            forward = Some((key, d));
+                        }
+                    }
+                    if i[d] < f[d] {
+                        let key = keys.i[base + i[d]];
+                        offer(key, Op::I(d as u8));
+                        if backward.is_none_or(|(other, _)| key < other) {
+                            backward = Some((key, d));
+                        }
+                    }
+                    if w[d] + paired[d] < i[d] {
+                        offer(keys.w[base + w[d] + paired[d]], Op::W(d as u8));
+                    }
+                }
+                let Some((_, mut op)) = best else { return false };
+                if let (Some((kf, f)), Some((ki, b))) = (forward, backward)
+                    && (kf - ki).abs() <= rule.pair_wait
+                    && !matches!(op, Op::W(_))
+                    && places[f].pair[b] < f64::INFINITY
+                {
+                    op = Op::Pair(f as u8, b as u8);
+                }
+                list.push(op);
+                match op {
+                    Op::F(d) => {
+                        f[usize::from(d)] += 1;
+                        held += places[usize::from(d)].size();
+                    }
+                    Op::I(d) => {
+                        i[usize::from(d)] += 1;
+                        held -= places[usize::from(d)].at_input;
+                    }
+                    Op::W(d) => {
+                        w[usize::from(d)] += 1;
+                        held -= places[usize::from(d)].at_weight;
+                        left -= 1;
+                    }
+                    Op::Pair(forward, d) => {
+                        f[usize::from(forward)] += 1;
+                        i[usize::from(d)] += 1;
+                        paired[usize::from(d)] += 1;
+                        held += places[usize::from(forward)].size() - places[usize::from(d)].size();
+                        left -= 1;
+                    }
+                }
+            }
+        }
+        self.sim.run(setup, &self.lists);
+        self.makespan = self.sim.makespan;
+        self.makespan < f64::INFINITY
     }
 
     /// What `rank` does at `now`, or when it looks again.

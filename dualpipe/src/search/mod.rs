@@ -18,12 +18,16 @@
 
 mod bound;
 mod build;
+#[cfg(test)]
+mod exact;
 mod improve;
 mod problem;
 mod rules;
 mod setup;
 mod sim;
 mod solve;
+#[cfg(test)]
+mod tests;
 
 pub use bound::lower_bound;
 pub use problem::{MAX_SEARCHED, PLACEMENTS, PlacedCosts, Problem, Slice};

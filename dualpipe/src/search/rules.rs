@@ -1,6 +1,5 @@
 //! Rules drawn by chance, and the urgencies they give.
 
-use crate::kind::Placement;
 use crate::search::build::{Keys, Rule};
 use crate::search::setup::Setup;
 
@@ -60,22 +59,25 @@ pub(crate) struct Recipe {
     /// Chunks held, as a share of what the delays imply; above 4 for no limit.
     pub limit: f64,
     pub reserve: bool,
+    pub strict: bool,
 }
 
 impl Recipe {
     pub fn random(chance: &mut Chance) -> Recipe {
+        let strict = chance.below(4) == 0;
         Recipe {
-            period: [0.0, 0.5, 0.8, 1.0, 1.0, 1.2][chance.below(6)],
+            period: if strict { chance.range(0.5, 5.0) } else { [0.0, 0.5, 0.8, 1.0, 1.0, 1.2][chance.below(6)] },
             stretch_f: chance.range(1.0, 3.0),
             stretch_i: chance.range(1.0, 3.0),
             backward_first: chance.range(-1.0, 6.0),
             weights_later: [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 100.0][chance.below(7)],
-            second_first: chance.range(-1.0, 2.0),
+            second_first: [0.0, 0.0, chance.range(-1.0, 2.0), chance.range(-8.0, 8.0)][chance.below(4)],
             wait: [0.0, 0.0, 0.1, 0.3, 0.6][chance.below(5)],
             pair_wait: [0.0, 0.2, 0.5, 1.0][chance.below(4)],
             pair_bonus: [0.0, 0.5, 2.0, 100.0][chance.below(4)],
             limit: if chance.below(3) == 0 { 100.0 } else { chance.range(0.4, 2.5) },
-            reserve: chance.below(16) > 0,
+            reserve: chance.below(8) > 0,
+            strict,
         }
     }
 
@@ -85,7 +87,7 @@ impl Recipe {
         let other = Recipe::random(chance);
         for _ in 0..1 + chance.below(2) {
             let scale = chance.range(0.8, 1.25);
-            match chance.below(13) {
+            match chance.below(14) {
                 0 => next.period = other.period,
                 1 => next.period *= scale,
                 2 => next.stretch_f *= scale,
@@ -98,6 +100,7 @@ impl Recipe {
                 9 => next.pair_wait = chance.range(0.0, 1.5),
                 10 => next.pair_bonus = other.pair_bonus,
                 11 => next.limit *= scale,
+                12 => next.second_first = other.second_first,
                 _ => next.limit = other.limit,
             }
         }
@@ -138,8 +141,6 @@ impl Recipe {
         let mut limit = vec![usize::MAX; count];
         for place in 0..count {
             let shift = if place % setup.dirs == 1 { self.second_first * busiest } else { 0.0 };
-            // The second direction of a bidirectional pipeline is worth as much as the first.
-            let shift = if setup.placement == Placement::Bidirectional { 0.0 } else { shift };
             for chunk in 0..setup.chunks {
                 let at = chunk as f64 * period - shift;
                 let slot = place * setup.chunks + chunk;
@@ -158,6 +159,7 @@ impl Recipe {
             pair_bonus: self.pair_bonus * busiest,
             limit,
             reserve: self.reserve,
+            strict: self.strict,
         };
         (keys, rule)
     }

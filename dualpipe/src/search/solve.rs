@@ -108,13 +108,13 @@ pub fn search(problem: &Problem, options: &Options) -> Result<Found> {
         if options.known {
             add_known(problem, setup, index, &mut candidates);
         }
-        by_rules(setup, index, options.effort / 24 + 64, target, &mut chance, &mut candidates, &mut tried);
+        by_rules(setup, index, effort(options, setup) / 24 + 64, target, &mut chance, &mut candidates, &mut tried);
     }
     // The most promising ones get the most: rounds over ever fewer of them.
     candidates.sort_by(|a, b| a.makespan.total_cmp(&b.makespan));
     let mut kept = diverse(candidates, setups.len());
     let rounds = IMPROVED.ilog2() as usize + 1;
-    let whole = options.effort.saturating_mul(setups.len());
+    let whole = setups.iter().map(|(setup, _)| effort(options, setup)).fold(0, usize::saturating_add);
     for round in 0..rounds {
         if best(&kept) <= target {
             break;
@@ -123,8 +123,16 @@ pub fn search(problem: &Problem, options: &Options) -> Result<Found> {
         for candidate in &mut kept {
             let setup = &setups[candidate.setup].0;
             let mut improver = Improver::new(setup, &candidate.lists);
-            let heat = [0.004, 0.003, 0.002, 0.0015].get(round).copied().unwrap_or(0.001);
-            improver.anneal(&mut chance, share, heat, target);
+            // Small problems are annealed again and again, with more heat or less.
+            let once = 30 * setup.chunks * setup.places.len();
+            let mut heat = 0.03;
+            let mut left = share;
+            while left > 0 && improver.best_makespan > target {
+                let trials = left.min(once.max(1000));
+                improver.anneal(&mut chance, trials, heat, target);
+                left -= trials;
+                heat = [0.03, 0.1, 0.3, 0.6][chance.below(4)];
+            }
             tried += improver.tried;
             if improver.best_makespan < candidate.makespan {
                 candidate.makespan = improver.best_makespan;
@@ -144,6 +152,12 @@ pub fn search(problem: &Problem, options: &Options) -> Result<Found> {
     let makespan = crate::simulate(&schedule, &problem.costs(setup.placement))?.makespan();
     let peak_memory = problem.peak_memory(&schedule)?;
     Ok(Found { schedule, makespan, lower_bound: lower_bound.min(makespan), peak_memory, tried })
+}
+
+/// The trials of a placement: small problems get more of them, since each costs less.
+fn effort(options: &Options, setup: &Setup) -> usize {
+    let letters = 3 * setup.chunks * setup.places.len();
+    options.effort.saturating_mul((400 / letters.max(1)).clamp(1, 3))
 }
 
 fn best(candidates: &[Candidate]) -> f64 {
