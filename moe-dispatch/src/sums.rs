@@ -3,10 +3,9 @@
 
 use v3_ranks::{Comm, Step};
 
-use crate::cpu::Element;
+use crate::cpu::{Element, Received, SumRows, sum_rows};
 use crate::error::{Error, Result};
 use crate::in_flight::Pending;
-use crate::kernels::{Received, SumRows, sum_rows};
 use crate::plan::merge::Merge;
 use crate::plan::{Kind, Plan, tag};
 

@@ -35,7 +35,7 @@ pub use rows::{RowMap, gather_rows};
 pub use sums::Element;
 
 pub(crate) use select::Selection;
-pub(crate) use sums::{Buffers, tree_sums};
+pub(crate) use sums::{Received, SumRows, sum_rows};
 
 use bytemuck::Pod;
 
@@ -113,6 +113,12 @@ impl Local {
         out: &mut [O],
     ) -> Result<()> {
         check_len("expert rows", expert_rows.len(), self.map.result_rows(), row_len)?;
-        tree_sums(&self.sums, &Buffers::<A, f32> { own: expert_rows, received: &[] }, row_len, weighted, out)
+        check_len("sums", out.len(), self.map.rows(), row_len)?;
+        if row_len > 0 {
+            let sums =
+                SumRows::<A, f32> { program: &self.sums, own: expert_rows, received: &[], chunk_rows: 1, row_len, weighted };
+            sum_rows(&sums, 0..self.map.rows(), out);
+        }
+        Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! Tree sums of rows of f32 or bf16.
 
+use std::ops::Range;
+
 use bytemuck::Pod;
 use v3_numerics::bf16;
 use v3_numerics::cpu::Isa;
@@ -7,8 +9,6 @@ use v3_numerics::par;
 use v3_numerics::simd::{Kernel, LANES, Simd, dispatch};
 
 use super::stream::Copier;
-use crate::error::Result;
-use crate::router::{check_len, shape};
 use crate::tree::{Program, Term};
 
 /// Values that rows are made of and that sums are read from and rounded to: f32 and bf16.
@@ -51,13 +51,23 @@ mod sealed {
     }
 }
 
-/// What the terms of a [`Program`] name: buffer 0 and the buffers 1 + r.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Buffers<'a, A, B> {
-    /// This rank's expert rows, `[rows, row_len]`.
+/// What one input has sent: rows from `first` on, in chunks.
+pub(crate) struct Received<'a, B> {
+    pub first: u32,
+    pub chunks: &'a [Vec<B>],
+}
+
+/// Sums to form: the rows of a program, and where its terms are. Rows are those of `A` on this rank and of `B` when another rank sent them.
+pub(crate) struct SumRows<'a, A, B> {
+    pub program: &'a Program,
+    /// Buffer 0 of the terms: this rank's expert rows, `[rows, row_len]`.
     pub own: &'a [A],
-    /// Sums that came from each rank, `[rows, row_len]`.
-    pub received: &'a [&'a [B]],
+    /// The buffers from 1 on.
+    pub received: &'a [Received<'a, B>],
+    /// Rows in a chunk.
+    pub chunk_rows: usize,
+    pub row_len: usize,
+    pub weighted: bool,
 }
 
 /// Vectors of a row that are summed together: a tree's waiting sums stay in the first-level cache.
@@ -69,48 +79,24 @@ const AHEAD: usize = 1024;
 /// Bytes that one thread reads at a time, about.
 const BYTES_PER_ITEM: usize = 1 << 20;
 
-/// Evaluates a program: the tree sums of its terms, each row times its weight and rounded if `weighted`, in f32, none of the additions
-/// fused with a product; rounded to `O` at the end. `out` is `[program rows, row_len]`. A row without terms is zero.
-///
-/// # Errors
-/// When `out` has another length, or a term names a row that is not there.
-pub(crate) fn tree_sums<A: Element, B: Element, O: Element>(
-    program: &Program,
-    buffers: &Buffers<'_, A, B>,
-    row_len: usize,
-    weighted: bool,
-    out: &mut [O],
-) -> Result<()> {
-    check_len("sums", out.len(), program.rows(), row_len)?;
-    if row_len == 0 || program.rows() == 0 {
-        return Ok(());
-    }
-    for term in &program.terms {
-        let rows = match term.buffer.checked_sub(1) {
-            None => buffers.own.len() / row_len,
-            Some(rank) => buffers.received.get(rank as usize).map_or(0, |rows| rows.len() / row_len),
-        };
-        if term.row as usize >= rows {
-            return Err(shape("rows to add", format!("more than {} in buffer {}", term.row, term.buffer), rows));
-        }
-    }
+/// Evaluates some rows of a program into `out`, `[rows, row_len]`: the tree sums of their terms, each times its weight and rounded if
+/// `weighted`, in f32, none of the additions fused with a product. When `B` is narrower than f32, sums that would travel from another
+/// rank are rounded to it; the result is rounded to `O`. A row without terms is zero. What the terms name must be there.
+pub(crate) fn sum_rows<A: Element, B: Element, O: Element>(sums: &SumRows<'_, A, B>, rows: Range<usize>, out: &mut [O]) {
+    let (program, row_len) = (sums.program, sums.row_len);
     let isa = Isa::detect();
     let copier = Copier::new(isa, size_of_val(out));
-    let row_bytes = row_len * size_of::<A>();
-    let per_item = (BYTES_PER_ITEM * program.rows() / (row_bytes * program.terms.len().max(1))).clamp(1, program.rows());
-    par::for_each_chunk_mut(out, per_item * row_len, |item, part| {
-        dispatch(isa, TreeSums { program, first: item * per_item, buffers, row_len, weighted, copier, out: part });
+    let terms = program.starts[rows.end] - program.starts[rows.start];
+    let bytes = (row_len * size_of::<A>()).saturating_mul(terms as usize).max(1);
+    let per_item = (BYTES_PER_ITEM.saturating_mul(rows.len()) / bytes).clamp(1, rows.len().max(1));
+    par::for_each_chunk_mut(out, per_item * row_len, |item, out| {
+        dispatch(isa, TreeSums { sums, first: rows.start + item * per_item, copier, out });
     });
-    Ok(())
 }
 
-/// Evaluates some rows of a program whose terms have been checked.
 struct TreeSums<'a, A, B, O> {
-    program: &'a Program,
+    sums: &'a SumRows<'a, A, B>,
     first: usize,
-    buffers: &'a Buffers<'a, A, B>,
-    row_len: usize,
-    weighted: bool,
     copier: Copier,
     out: &'a mut [O],
 }
@@ -120,7 +106,7 @@ struct TreeSums<'a, A, B, O> {
 struct Leaf<'a, A, B> {
     row: Source<'a, A, B>,
     factor: f32,
-    adds: u32,
+    term: &'a Term,
 }
 
 #[derive(Clone, Copy)]
@@ -189,11 +175,11 @@ impl<A: Element, B: Element, O: Element> Kernel for TreeSums<'_, A, B, O> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let (row_len, out) = (self.row_len, std::mem::take(&mut self.out));
-        let mut waiting = vec![[s.splat(0.0); VECTORS]; self.program.depth];
+        let (row_len, out) = (self.sums.row_len, std::mem::take(&mut self.out));
+        let mut waiting = vec![[s.splat(0.0); VECTORS]; self.sums.program.depth];
         let mut sum = vec![O::ZERO; row_len];
         let (mut leaves, mut next_leaves) = (Vec::new(), Vec::new());
-        self.leaves(self.first, &mut leaves);
+        self.sums.leaves(self.first, &mut leaves);
         // Columns asked for ahead, and whole blocks in a row.
         let ahead = AHEAD.max(1) / size_of::<A>() / COLUMNS;
         let whole = row_len / COLUMNS;
@@ -201,7 +187,7 @@ impl<A: Element, B: Element, O: Element> Kernel for TreeSums<'_, A, B, O> {
         for (at, out) in out.chunks_exact_mut(row_len).enumerate() {
             next_leaves.clear();
             if at + 1 < rows {
-                self.leaves(self.first + at + 1, &mut next_leaves);
+                self.sums.leaves(self.first + at + 1, &mut next_leaves);
             }
             let (blocks, tail) = sum.as_chunks_mut::<COLUMNS>();
             for (block, sum) in blocks.iter_mut().enumerate() {
@@ -248,26 +234,33 @@ impl<A: Element, B: Element, O: Element> Kernel for TreeSums<'_, A, B, O> {
     }
 }
 
-impl<'a, A: Element, B: Element, O: Element> TreeSums<'a, A, B, O> {
+impl<'a, A: Element, B: Element> SumRows<'a, A, B> {
     /// The terms of a row of the program, with the rows that they name.
     #[inline(always)]
     fn leaves(&self, row: usize, leaves: &mut Vec<Leaf<'a, A, B>>) {
-        let terms: &'a [Term] = &self.program.terms[self.program.starts[row] as usize..self.program.starts[row + 1] as usize];
-        leaves.extend(terms.iter().map(|term| {
-            let first = term.row as usize * self.row_len;
-            let row = match term.buffer.checked_sub(1) {
-                None => Source::Own(&self.buffers.own[first..first + self.row_len]),
-                Some(rank) => Source::Received(&self.buffers.received[rank as usize][first..first + self.row_len]),
+        leaves.extend(self.program.row(row).iter().map(|term| {
+            let row = match (term.buffer as usize).checked_sub(1) {
+                None => Source::Own(row_of(self.own, term.row as usize, self.row_len)),
+                Some(input) => {
+                    let received = &self.received[input];
+                    let row = (term.row - received.first) as usize;
+                    Source::Received(row_of(&received.chunks[row / self.chunk_rows], row % self.chunk_rows, self.row_len))
+                }
             };
             // Multiplying by 1 leaves every bit as it is.
-            Leaf { row, factor: if self.weighted { term.weight } else { 1.0 }, adds: term.adds.into() }
+            Leaf { row, factor: if self.weighted { term.weight } else { 1.0 }, term }
         }));
     }
 }
 
+#[inline(always)]
+fn row_of<T>(rows: &[T], row: usize, row_len: usize) -> &[T] {
+    &rows[row * row_len..][..row_len]
+}
+
 /// The tree sum of some leaves, which `load` reads. `waiting` holds the left sums whose right neighbours are not complete.
 #[inline(always)]
-fn sum_leaves<S: Simd, A, B>(
+fn sum_leaves<S: Simd, A, B: Element>(
     s: S,
     leaves: &[Leaf<'_, A, B>],
     waiting: &mut [[S::F; VECTORS]],
@@ -278,11 +271,13 @@ fn sum_leaves<S: Simd, A, B>(
     let mut sum = [s.splat(0.0); VECTORS];
     for (at, leaf) in leaves.iter().enumerate() {
         sum = load(leaf);
-        for _ in 0..leaf.adds {
+        round_if::<S, B>(s, leaf.term.rounds_after(0), &mut sum);
+        for adds in 1..=leaf.term.adds {
             top -= 1;
             for (right, left) in sum.iter_mut().zip(waiting[top]) {
                 *right = s.add(left, *right);
             }
+            round_if::<S, B>(s, leaf.term.rounds_after(adds), &mut sum);
         }
         if at + 1 < leaves.len() {
             waiting[top] = sum;
@@ -292,6 +287,18 @@ fn sum_leaves<S: Simd, A, B>(
     done(sum);
 }
 
+/// Rounds to what `B` can hold.
+#[inline(always)]
+fn round_if<S: Simd, B: Element>(s: S, condition: bool, x: &mut [S::F; VECTORS]) {
+    if size_of::<B>() < size_of::<f32>() && condition {
+        for x in x {
+            let mut narrow = [B::ZERO; LANES];
+            B::store(s, *x, &mut narrow);
+            *x = B::load(s, &narrow);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -299,42 +306,40 @@ mod tests {
 
     /// Terms of both kinds of buffers, in a tree that is not a chain: ((own0 * w + r1) + (r2 + own1 * w)).
     #[test]
-    fn rows_of_this_rank_and_sums_of_others() -> Result<()> {
+    fn rows_of_this_rank_and_sums_of_others() -> v3_numerics::Result<()> {
         for row_len in [1, 15, 64, 100, 700] {
             let value = |i: usize| ((i * 37) % 101) as f32 * 0.37 - 17.0;
             let own: Vec<f32> = (0..3 * row_len).map(value).collect();
-            let first: Vec<bf16> = (0..2 * row_len).map(|i| bf16::from_f32(value(i + 5))).collect();
-            let second: Vec<bf16> = (0..row_len).map(|i| bf16::from_f32(value(i + 9))).collect();
+            // The first input's rows 4 and 5, a chunk each; the third input's row 0.
+            let sums = |from: usize| (0..row_len).map(|i| bf16::from_f32(value(i + from))).collect::<Vec<_>>();
+            let first = [sums(5), sums(77)];
+            let second = [sums(9)];
             let mut program = Program::new();
             program.push(0, 2, 0.3, Some(1));
-            program.push(1, 1, 1.0, Some(2));
+            program.push(1, 5, 1.0, Some(2));
             program.push(3, 0, 1.0, Some(0));
             program.push(0, 0, -0.7, None);
             program.end_row();
             program.end_row();
-            program.push(1, 0, 1.0, None);
+            program.push(1, 4, 1.0, None);
             program.end_row();
             let sum = |i: usize, weights: [f32; 2]| {
-                let left = weights[0] * own[2 * row_len + i] + first[row_len + i].to_f32();
-                left + (second[i].to_f32() + weights[1] * own[i])
+                let left = weights[0] * own[2 * row_len + i] + first[1][i].to_f32();
+                left + (second[0][i].to_f32() + weights[1] * own[i])
             };
             for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-                let buffers = Buffers { own: &own, received: &[&first, &[], &second] };
+                let received = [(4, &first[..]), (0, &[]), (0, &second[..])].map(|(first, chunks)| Received { first, chunks });
                 for (weighted, weights) in [(true, [0.3, -0.7]), (false, [1.0, 1.0])] {
                     let mut out = vec![9.0f32; 3 * row_len];
-                    with_isa(isa, || tree_sums(&program, &buffers, row_len, weighted, &mut out))
-                        .map_err(|e| shape("isa", isa, e))??;
+                    let sums = SumRows { program: &program, own: &own, received: &received, chunk_rows: 1, row_len, weighted };
+                    with_isa(isa, || sum_rows(&sums, 0..3, &mut out))?;
                     for i in 0..row_len {
                         assert_eq!(out[i].to_bits(), sum(i, weights).to_bits(), "{isa} {row_len} {i}");
                         assert_eq!(out[row_len + i].to_bits(), 0);
-                        assert_eq!(out[2 * row_len + i], first[i].to_f32());
+                        assert_eq!(out[2 * row_len + i], first[0][i].to_f32());
                     }
                 }
             }
-            let missing = Buffers { own: &own, received: &[&first, &[]] };
-            assert!(tree_sums(&program, &missing, row_len, true, &mut vec![0.0f32; 3 * row_len]).is_err());
-            let short = Buffers { own: &own[row_len..], received: &[&first, &[], &second] };
-            assert!(tree_sums(&program, &short, row_len, true, &mut vec![0.0f32; 3 * row_len]).is_err());
         }
         Ok(())
     }
