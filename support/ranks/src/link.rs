@@ -298,4 +298,50 @@ mod tests {
         let mut p = Ports::new(LinkModel { fast: Link::INSTANT, slow: Link::INSTANT }, 2);
         assert_eq!(send(&mut p, 1.0, 0, 1, LinkKind::Slow, u64::MAX), 1.0);
     }
+
+    #[test]
+    fn a_model_is_read_from_text() {
+        let link = |latency, bandwidth| Link { latency, bandwidth };
+        let want = LinkModel { slow: link(Duration::from_micros(10), 50e9), fast: link(Duration::from_nanos(1500), 1.6e11) };
+        assert_eq!("slow=10us,50GB/s,fast=1.5us,160GB/s".parse(), Ok(want));
+        assert_eq!(" fast = 1500ns , 160000 MB/s, slow=0.00001 s,5e10B/s".parse(), Ok(want));
+        assert_eq!(want.to_string(), "slow=10us,50GB/s,fast=1500ns,160GB/s");
+        let want = LinkModel { slow: link(Duration::from_millis(2), 2500.0), fast: Link::INSTANT };
+        assert_eq!("slow=2ms,2.5kB/s,fast=0s,inf".parse(), Ok(want));
+        assert_eq!(want.to_string(), "slow=2ms,2.5kB/s,fast=0s,inf");
+    }
+
+    #[test]
+    fn what_is_written_reads_the_same() {
+        for bandwidth in [1e-3, 0.1, 1.0, 3.0, 999.0, 1e3 / 3.0, 123_456_789.012_345, 1e9 / 7.0, 5e10, 1e300, f64::INFINITY] {
+            for nanoseconds in [0, 1, 999, 1_000, 1_001, 10_000_000, 3_000_000_000, 3_000_000_001, 86_400_123_456_789] {
+                let link = Link { latency: Duration::from_nanos(nanoseconds), bandwidth };
+                let model = LinkModel { fast: link, slow: Link { bandwidth: 1.0, ..link } };
+                assert_eq!(model.to_string().parse(), Ok(model), "{model}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_without_sense_says_what_is_wrong() {
+        for (text, what) in [
+            ("", "slow=LATENCY,BANDWIDTH,fast=LATENCY,BANDWIDTH"),
+            ("slow=10us,50GB/s", "slow=LATENCY,BANDWIDTH,fast=LATENCY,BANDWIDTH"),
+            ("10us,50GB/s,2us,160GB/s", "slow=LATENCY,BANDWIDTH,fast=LATENCY,BANDWIDTH"),
+            ("slow=1us,1GB/s,slow=1us,1GB/s", "once each"),
+            ("slow=1us,1GB/s,medium=1us,1GB/s", "expected slow or fast, got \"medium\""),
+            ("slow=1,1GB/s,fast=1us,1GB/s", "link latency: expected a time that is not negative, with s, ms, us or ns"),
+            ("slow=-1us,1GB/s,fast=1us,1GB/s", "got \"-1us\""),
+            ("slow=nans,1GB/s,fast=1us,1GB/s", "got \"nans\""),
+            ("slow=1e99s,1GB/s,fast=1us,1GB/s", "got \"1e99s\""),
+            ("slow=1us,0GB/s,fast=1us,1GB/s", "link bandwidth: expected more than 0"),
+            ("slow=1us,NaNGB/s,fast=1us,1GB/s", "got \"NaNGB/s\""),
+            ("slow=1us,-1kB/s,fast=1us,1GB/s", "got \"-1kB/s\""),
+            ("slow=1us,infGB/s,fast=1us,1GB/s", "got \"infGB/s\""),
+            ("slow=1us,1GB,fast=1us,1GB/s", "got \"1GB\""),
+        ] {
+            let error = text.parse::<LinkModel>().unwrap_err().to_string();
+            assert!(error.contains(what), "{text}: {error}");
+        }
+    }
 }

@@ -887,14 +887,14 @@ impl State {
         self.progress += 1;
         let lanes: Vec<usize> = self.ranks[rank].actors.iter().copied().filter(|&id| self.actors[id].lane > 0).collect();
         let inboxes = lanes.into_iter().map(|id| self.close(id)).collect();
-        self.end_actor(rank);
         for id in 0..self.actors.len() {
             let from = |wait: &Wait| matches!(wait.want, Want::Message(key) if key.src == rank);
             if self.actors[id].waits.iter().any(from) {
                 self.due(id, time);
             }
         }
-        self.dispatch();
+        // Last, as it looks for what happens next.
+        self.end_actor(rank);
         inboxes
     }
 
