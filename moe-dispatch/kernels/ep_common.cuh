@@ -40,6 +40,11 @@ constexpr int BUG_FLAG_FIRST = 2;     // the flag of a row is set before its pay
 constexpr int BUG_EARLY_REUSE = 3;    // a slot is written before it has been read
 constexpr int BUG_CTA_SCOPE = 4;      // the flag of a row is released at block scope
 
+// Whether rows are copied by bulk copies (sm_90) through shared memory, instead of by loads and stores.
+#ifndef EP_BULK
+#define EP_BULK 0
+#endif
+
 // Shared with the host: repr(C), 64 bytes.
 struct Shape {
     uint32_t ranks;              //  0: of the group, at most MAX_RANKS: nodes * ranks_per_node

@@ -65,6 +65,12 @@ struct Dispatch {
     uint32_t epoch;
     uint64_t own;          // this rank's workspace
     uint64_t policy;
+#if EP_BULK
+    // Of this warp, in shared memory: STAGES pieces of rows, and an mbarrier for each.
+    static constexpr uint32_t PIECE = 4096, STAGES = 2;
+    uint32_t staging, barriers;
+    mutable uint32_t parities; // bit s: of the next phase of stage s
+#endif
 
     __device__ __forceinline__ Dispatch(const DispatchParams& params)
         : p(params), rank(params.ranks[blockIdx.x / 2 / params.shape.channels]), channel(blockIdx.x / 2 % params.shape.channels),
@@ -78,6 +84,20 @@ struct Dispatch {
         first = min(channel * p.shape.tokens_per_channel, tokens);
         count = min(p.shape.tokens_per_channel, tokens - first);
         epoch = state()[half] + 1;
+#if EP_BULK
+        extern __shared__ __align__(128) uint8_t pieces[];
+        __shared__ __align__(8) uint64_t objects[MAX_THREADS / 32 * STAGES];
+        staging = ptx::shared_address(pieces) + warp * STAGES * PIECE;
+        barriers = ptx::shared_address(objects) + warp * STAGES * 8;
+        parities = 0;
+        if (lane == 0) {
+            for (uint32_t stage = 0; stage < STAGES; ++stage) {
+                ptx::mbarrier_init(barriers + 8 * stage, 1);
+            }
+            ptx::fence_mbarrier_init();
+        }
+        __syncwarp();
+#endif
     }
 
     // ---- Addresses -----------------------------------------------------------------------------------------------------
@@ -214,7 +234,47 @@ struct Dispatch {
     // ---- Roles ---------------------------------------------------------------------------------------------------------
 
     // Copies a row of payload to each of the addresses that the lanes of `to` hold. CONSTANT: nothing writes it while the kernel
-    // runs.
+    // runs. When it returns, what a lane then releases covers the row once the warp has met.
+#if EP_BULK
+    template <bool CONSTANT>
+    __device__ __forceinline__ void copy(uint64_t address, uint32_t to, const uint8_t* from) const {
+        const uint32_t pieces = (p.shape.row_bytes + PIECE - 1) / PIECE;
+        const auto bytes_of = [&](uint32_t piece) { return min(PIECE, p.shape.row_bytes - piece * PIECE); };
+        const auto load = [&](uint32_t piece) {
+            const uint32_t stage = piece % STAGES;
+            ptx::mbarrier_arrive_expect_tx(barriers + 8 * stage, bytes_of(piece));
+            ptx::cp_async_bulk_load_L2_cache_hint(staging + stage * PIECE, from + piece * PIECE, bytes_of(piece), barriers + 8 * stage, policy);
+        };
+        if (lane == 0) {
+            load(0);
+        }
+        for (uint32_t piece = 0; piece < pieces; ++piece) {
+            const uint32_t stage = piece % STAGES;
+            if (lane == 0) {
+                if (piece + 1 < pieces) {
+                    // The store before has read the stage that is loaded next.
+                    ptx::cp_async_bulk_wait_group_read<0>();
+                    load(piece + 1);
+                }
+                while (!ptx::mbarrier_try_wait_parity(barriers + 8 * stage, parities >> stage & 1)) {
+                }
+            }
+            parities ^= 1u << stage;
+            for (uint32_t left = to; left != 0; left &= left - 1) {
+                const uint64_t target = __shfl_sync(ALL, address, __ffs(left) - 1) + piece * PIECE;
+                if (lane == 0) {
+                    ptx::cp_async_bulk_store_L2_cache_hint(reinterpret_cast<void*>(target), staging + stage * PIECE, bytes_of(piece), policy);
+                }
+            }
+            if (lane == 0) {
+                ptx::cp_async_bulk_commit_group();
+            }
+        }
+        if (lane == 0) {
+            ptx::cp_async_bulk_wait_group<0>();
+        }
+    }
+#else
     template <bool CONSTANT>
     __device__ __forceinline__ void copy(uint64_t address, uint32_t to, const uint8_t* from) const {
         constexpr uint32_t UNROLL = 4;
@@ -240,6 +300,8 @@ struct Dispatch {
             }
         }
     }
+
+#endif
 
     // Whether a flag has a value, asked by one lane for its warp.
     __device__ __forceinline__ bool warp_sees(const uint32_t* flag, uint32_t value) const {

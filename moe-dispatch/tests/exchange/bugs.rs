@@ -3,7 +3,7 @@
 use crate::cases::{Kind, Rng, check_dispatch, config, tokens, write_tokens};
 use crate::{emulated, seeds};
 use moe_dispatch::gpu::Arch;
-use moe_dispatch::gpu::exchange::{ExchangeConfig, ExchangeKernels, Group};
+use moe_dispatch::gpu::exchange::{Copies, ExchangeConfig, ExchangeKernels, Group};
 use v3_gpu::Device;
 
 const COMBINE: &str = include_str!("../../ptx/ep_combine.sm_80.ptx");
@@ -11,7 +11,8 @@ const COMBINE: &str = include_str!("../../ptx/ep_combine.sm_80.ptx");
 /// A dispatch with another text of the kernel; the report of what went wrong.
 fn dispatch(text: &str, config: ExchangeConfig, devices: &[Device], seed: u64) -> Result<(), String> {
     let all = tokens(&config, Kind::Random, &mut Rng(seed));
-    let load = |device: &Device| ExchangeKernels::from_ptx(device, Arch::Sm80, text, COMBINE);
+    // SAFETY: what they do wrong the emulator reports.
+    let load = |device: &Device| unsafe { ExchangeKernels::from_ptx(device, Arch::Sm80, Copies::Vectors, text, COMBINE) };
     let mut group = Group::with_kernels(config, devices, 1, load).unwrap();
     write_tokens(&mut group, &all);
     group.dispatch().unwrap();

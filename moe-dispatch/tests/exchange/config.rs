@@ -3,7 +3,7 @@
 use crate::cases::{Kind, Rng, config, tokens, write_tokens};
 use crate::emulated;
 use moe_dispatch::gpu::Arch;
-use moe_dispatch::gpu::exchange::{ExchangeConfig, Group};
+use moe_dispatch::gpu::exchange::{Copies, ExchangeConfig, ExchangeKernels, Group};
 use moe_dispatch::{Error, Layout};
 use v3_numerics::bf16;
 
@@ -14,6 +14,16 @@ fn architectures() {
     assert_eq!(Arch::of((10, 0)).unwrap(), Arch::Sm80);
     assert!(Arch::of((7, 5)).unwrap_err().to_string().contains("7.5"));
     assert!(Arch::Sm80.runs_on((9, 0)) && !Arch::Sm90a.runs_on((10, 0)));
+}
+
+#[test]
+fn bulk_copies_want_hopper() {
+    let device = emulated(1, 0).remove(0);
+    assert!(matches!(ExchangeKernels::load_for(&device, Arch::Sm80, Copies::Bulk), Err(Error::Unsupported { .. })));
+    let kernels = ExchangeKernels::load_for(&device, Arch::Sm90a, Copies::Bulk).unwrap();
+    assert_eq!((kernels.arch(), kernels.copies()), (Arch::Sm90a, Copies::Bulk));
+    let kernels = ExchangeKernels::load(&device).unwrap();
+    assert_eq!((kernels.arch(), kernels.copies()), (Arch::Sm90a, Copies::Vectors));
 }
 
 #[test]
@@ -100,7 +110,7 @@ fn more_blocks_than_a_device_holds() {
     (config.sms, config.warps) = (256, 16);
     let mut group = Group::new(config, &vec![emulated(1, 0).remove(0); 8], 8).unwrap();
     match group.dispatch() {
-        Err(Error::Unsupported { what }) => assert!(what.starts_with("2048 blocks"), "{what}"),
+        Err(Error::Gpu(v3_gpu::Error::Launch { message, .. })) => assert!(message.starts_with("2048 cooperative"), "{message}"),
         other => panic!("{other:?}"),
     }
 }

@@ -3,7 +3,7 @@
 use crate::cases::{Kind, Rng, check_combine, check_dispatch, config, tokens, write_expert_rows, write_tokens};
 use crate::{emulated, seeds};
 use moe_dispatch::gpu::Arch;
-use moe_dispatch::gpu::exchange::{ExchangeConfig, ExchangeKernels, Group};
+use moe_dispatch::gpu::exchange::{Copies, ExchangeConfig, ExchangeKernels, Group};
 use v3_gpu::Device;
 
 /// Dispatch and combine, `rounds` times over with other tokens in the same memory.
@@ -149,19 +149,25 @@ fn a_token_crosses_once_for_each_node() {
     assert_eq!((passed, crossed > 0), (crossed, true));
 }
 
-/// The texts for both architectures.
+/// Every text of the kernels; rows of less than a piece of a bulk copy, of two, and of three and a bit.
 #[test]
-fn both_architectures() {
-    for arch in [Arch::Sm80, Arch::Sm90a] {
-        let config = config(2, 2, 16, 3, 8);
-        let all = tokens(&config, Kind::Random, &mut Rng(9));
-        let load = |device: &Device| ExchangeKernels::load_for(device, arch);
-        let mut group = Group::with_kernels(config, &emulated(4, 2), 200, load).unwrap();
-        write_tokens(&mut group, &all);
-        group.dispatch().unwrap();
-        check_dispatch(&group, &all);
-        write_expert_rows(&mut group, &all, &mut Rng(1));
-        group.combine(true).unwrap();
-        check_combine(&group, &all, true);
+fn every_text_of_the_kernels() {
+    for (arch, copies) in [(Arch::Sm80, Copies::Vectors), (Arch::Sm90a, Copies::Vectors), (Arch::Sm90a, Copies::Bulk)] {
+        for (row_bytes, seed) in [(256, 0), (8192, 1), (12304, 2)] {
+            let mut config = config(2, 2, 16, 3, 5);
+            config.row_bytes = row_bytes;
+            let load = |device: &Device| ExchangeKernels::load_for(device, arch, copies);
+            let mut group = Group::with_kernels(config, &emulated(4, seed), 200, load).unwrap();
+            let mut rng = Rng(seed);
+            for _ in 0..2 {
+                let all = tokens(&config, Kind::Random, &mut rng);
+                write_tokens(&mut group, &all);
+                group.dispatch().unwrap();
+                check_dispatch(&group, &all);
+                write_expert_rows(&mut group, &all, &mut rng);
+                group.combine(true).unwrap();
+                check_combine(&group, &all, true);
+            }
+        }
     }
 }

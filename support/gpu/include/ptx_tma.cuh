@@ -170,4 +170,18 @@ __device__ __forceinline__ void cp_async_bulk_wait_group_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
 
+// ---- Linear copies under a policy for L2 (from `createpolicy_*`) -------------------------------------------------------
+
+__device__ __forceinline__ void cp_async_bulk_load_L2_cache_hint(uint32_t shared, const void* global, uint32_t bytes, uint32_t mbarrier,
+                                                                 uint64_t policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared),
+                 "l"(global_address(global)), "r"(bytes), "r"(mbarrier), "l"(policy)
+                 : "memory");
+}
+__device__ __forceinline__ void cp_async_bulk_store_L2_cache_hint(void* global, uint32_t shared, uint32_t bytes, uint64_t policy) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;" ::"l"(global_address(global)), "r"(shared),
+                 "r"(bytes), "l"(policy)
+                 : "memory");
+}
+
 } // namespace ptx

@@ -249,6 +249,15 @@ impl Driver for Emulator {
     fn launch(&self, stream: Handle, kernel: Handle, config: &LaunchConfig, args: &[Vec<u8>]) -> Result<()> {
         let stream = self.stream(stream)?;
         let (of, name) = self.tables().kernels.get(&kernel).cloned().ok_or_else(|| unknown("the kernel"))?;
+        if config.cooperative {
+            let [threads, blocks] = [config.block, config.grid].map(|d| d.iter().fold(1u32, |a, &n| a.saturating_mul(n)));
+            let shared = of.0.static_shared(&name).unwrap_or(0).saturating_add(config.dynamic_shared);
+            let most = ptx_emu::blocks_per_sm(threads, shared).saturating_mul(self.machine.config().sm_count);
+            if blocks > most {
+                let message = format!("{blocks} cooperative blocks, where {most} are resident at once");
+                return Err(Error::Launch { kernel: name, message });
+            }
+        }
         let shape = Shape {
             grid: config.grid,
             block: config.block,

@@ -46,12 +46,16 @@ pub struct LaunchConfig {
     /// The launch may begin before the one ahead of it in the stream has ended, once all of that one's blocks have executed
     /// `griddepcontrol.launch_dependents` (programmatic dependent launch). The kernel must execute `griddepcontrol.wait`.
     pub programmatic: bool,
+    /// All blocks are resident at once, so that they may wait for each other: a grid that does not fit the device is [`Error::Launch`], and
+    /// one that fits begins when there is room for all of it (cooperative launch).
+    pub cooperative: bool,
 }
 
 impl LaunchConfig {
     /// One-dimensional, without clusters or dynamic shared memory.
     pub fn new(blocks: u32, threads: u32) -> LaunchConfig {
-        LaunchConfig { grid: [blocks, 1, 1], block: [threads, 1, 1], cluster: None, dynamic_shared: 0, programmatic: false }
+        let (grid, block) = ([blocks, 1, 1], [threads, 1, 1]);
+        LaunchConfig { grid, block, cluster: None, dynamic_shared: 0, programmatic: false, cooperative: false }
     }
 
     /// With this much dynamic shared memory, in bytes.
@@ -67,6 +71,11 @@ impl LaunchConfig {
     /// With programmatic dependent launch.
     pub fn programmatic(self) -> LaunchConfig {
         LaunchConfig { programmatic: true, ..self }
+    }
+
+    /// With all blocks resident at once.
+    pub fn cooperative(self) -> LaunchConfig {
+        LaunchConfig { cooperative: true, ..self }
     }
 }
 

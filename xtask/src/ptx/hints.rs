@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+/// Columns for the opcode.
+const WIDTH: usize = 71;
+
 /// A row of the table for each opcode with a cache hint, and how often it is written; 80 columns wide.
 pub fn rows(ptx: &str) -> Vec<String> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
@@ -13,7 +16,13 @@ pub fn rows(ptx: &str) -> Vec<String> {
             *counts.entry(opcode).or_default() += 1;
         }
     }
-    counts.into_iter().map(|(opcode, count)| format!("    {opcode:<71}{count:>5}")).collect()
+    let row = |(opcode, count): (&str, usize)| {
+        // The scope and the kind of a copy stand first, its hints last.
+        let cut = opcode.len().saturating_sub(WIDTH);
+        let shown = if cut == 0 { opcode.to_string() } else { format!("~{}", opcode.get(cut + 1..).unwrap_or(opcode)) };
+        format!("    {shown:<WIDTH$}{count:>5}")
+    };
+    counts.into_iter().map(row).collect()
 }
 
 /// Accesses of memory that say where a line shall not stay, or how long.
@@ -35,12 +44,14 @@ mod tests {
 \tst.global.u32 [%rd1], %r1;
 // ld.global.L1::no_allocate.u32 in a comment
 \tcp.async.cg.shared.global [%r1], [%rd1], 16;
+\tcp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%r1], [%rd1], %r2, [%r3], %rd2;
 ";
         let rows = rows(text);
         let short: Vec<Vec<&str>> = rows.iter().map(|row| row.split_whitespace().collect()).collect();
         assert_eq!(
             short,
             [
+                ["~ulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint", "1"],
                 ["cp.async.cg.shared.global", "1"],
                 ["ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32", "2"],
                 ["st.global.L1::no_allocate.v4.u32", "1"],

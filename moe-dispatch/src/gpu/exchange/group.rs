@@ -8,10 +8,29 @@ use bytemuck::Zeroable;
 use v3_gpu::{Args, Buffer, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 use v3_numerics::bf16;
 
+/// Shared memory of a warp that uses bulk copies (kernels/ep_dispatch_bulk.cu).
+const BULK_SHARED: u32 = 8192;
+
+/// How dispatch copies rows. It changes the speed alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Copies {
+    /// Loads and stores of 16 bytes by all lanes of a warp.
+    #[default]
+    Vectors,
+    /// Bulk copies through shared memory, by one lane; sm_90a.
+    Bulk,
+}
+
+/// Blocks that wait for each other.
+fn blocks(ranks: u32, channels: u32, warps: u32) -> LaunchConfig {
+    LaunchConfig::new(ranks.saturating_mul(channels).saturating_mul(2), warps.saturating_mul(32)).cooperative()
+}
+
 /// The kernels, loaded on a device.
 #[derive(Debug, Clone)]
 pub struct ExchangeKernels {
     arch: Arch,
+    copies: Copies,
     dispatch: Kernel,
     combine: Kernel,
 }
@@ -22,33 +41,51 @@ impl ExchangeKernels {
     /// # Errors
     /// [`Error::Unsupported`] before compute capability 8.0; what the device refuses.
     pub fn load(device: &Device) -> Result<ExchangeKernels> {
-        Self::load_for(device, Arch::of(device.info()?.compute_capability)?)
+        Self::load_for(device, Arch::of(device.info()?.compute_capability)?, Copies::default())
     }
 
-    /// Loads the kernels of one architecture, which the device must run.
+    /// Loads the kernels of one architecture, which the device must run, that copy rows in one way.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when it does not; what the device refuses.
-    pub fn load_for(device: &Device, arch: Arch) -> Result<ExchangeKernels> {
+    /// [`Error::Unsupported`] when it does not run them, and for bulk copies on sm_80; what the device refuses.
+    pub fn load_for(device: &Device, arch: Arch, copies: Copies) -> Result<ExchangeKernels> {
         let info = device.info()?;
         if !arch.runs_on(info.compute_capability) {
             return Err(Error::Unsupported { what: format!("kernels for {arch} on {}", info.name) });
         }
-        let (dispatch, combine) = match arch {
-            Arch::Sm80 => (ptx!("ep_dispatch.sm_80"), ptx!("ep_combine.sm_80")),
-            Arch::Sm90a => (ptx!("ep_dispatch.sm_90a"), ptx!("ep_combine.sm_90a")),
+        let (dispatch, combine) = match (arch, copies) {
+            (Arch::Sm80, Copies::Vectors) => (ptx!("ep_dispatch.sm_80"), ptx!("ep_combine.sm_80")),
+            (Arch::Sm90a, Copies::Vectors) => (ptx!("ep_dispatch.sm_90a"), ptx!("ep_combine.sm_90a")),
+            (Arch::Sm90a, Copies::Bulk) => (ptx!("ep_dispatch_bulk.sm_90a"), ptx!("ep_combine.sm_90a")),
+            (Arch::Sm80, Copies::Bulk) => return Err(Error::Unsupported { what: "bulk copies before sm_90a".into() }),
         };
-        Self::from_ptx(device, arch, dispatch, combine)
+        // SAFETY: they are this crate's.
+        unsafe { Self::from_ptx(device, arch, copies, dispatch, combine) }
     }
 
-    /// The kernels of other texts: `ep_dispatch` and `ep_combine` with the same parameters.
+    /// The kernels of other texts.
     ///
     /// # Errors
     /// What the device refuses.
-    pub fn from_ptx(device: &Device, arch: Arch, dispatch: &str, combine: &str) -> Result<ExchangeKernels> {
+    ///
+    /// # Safety
+    ///
+    /// Their `ep_dispatch` and `ep_combine` do what this crate's do, and touch no other memory.
+    pub unsafe fn from_ptx(
+        device: &Device,
+        arch: Arch,
+        copies: Copies,
+        dispatch: &str,
+        combine: &str,
+    ) -> Result<ExchangeKernels> {
         let dispatch = device.module(dispatch)?.kernel("ep_dispatch")?;
         let combine = device.module(combine)?.kernel("ep_combine")?;
-        Ok(ExchangeKernels { arch, dispatch, combine })
+        Ok(ExchangeKernels { arch, copies, dispatch, combine })
+    }
+
+    /// How dispatch copies rows.
+    pub fn copies(&self) -> Copies {
+        self.copies
     }
 
     /// Which text of the kernels this is.
@@ -64,7 +101,7 @@ impl ExchangeKernels {
     /// `ep_dispatch` with blocks of `warps` warps.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when the blocks cannot all be resident; what the device refuses.
+    /// What the device refuses: more blocks than it holds at once among it.
     ///
     /// # Safety
     ///
@@ -72,7 +109,10 @@ impl ExchangeKernels {
     /// it reaches and that were zero before their first use, and that serve this configuration alone. All ranks of the group are launched, with the same shape, in
     /// the same order of launches, and run at the same time.
     pub unsafe fn dispatch_raw(&self, stream: &Stream, params: &DispatchParams, warps: u32) -> Result<()> {
-        let config = self.blocks(&self.dispatch, params.shape.ranks_here, params.shape.channels, warps)?;
+        let mut config = blocks(params.shape.ranks_here, params.shape.channels, warps);
+        if self.copies == Copies::Bulk {
+            config = config.shared(warps.saturating_mul(BULK_SHARED));
+        }
         // SAFETY: the struct that the kernel takes, over memory that the caller vouches for.
         Ok(unsafe { stream.launch(&self.dispatch, &config, Args::new().value(*params)) }?)
     }
@@ -87,21 +127,9 @@ impl ExchangeKernels {
     /// As [`ExchangeKernels::dispatch_raw`]; and what a dispatch of the same shape wrote is unchanged.
     pub unsafe fn combine_raw(&self, stream: &Stream, params: &CombineParams, warps: u32) -> Result<()> {
         let warps = warps.min(MAX_COMBINE_WARPS);
-        let config = self.blocks(&self.combine, params.shape.ranks_here, params.shape.channels, warps)?;
+        let config = blocks(params.shape.ranks_here, params.shape.channels, warps);
         // SAFETY: the struct that the kernel takes, over memory that the caller vouches for.
         Ok(unsafe { stream.launch(&self.combine, &config, Args::new().value(*params)) }?)
-    }
-
-    /// Blocks that wait for each other must be resident together.
-    fn blocks(&self, kernel: &Kernel, ranks: u32, channels: u32, warps: u32) -> Result<LaunchConfig> {
-        let blocks = 2 * ranks * channels;
-        let sms = self.device().info()?.sm_count;
-        let resident = kernel.occupancy(warps * 32, 0)?.saturating_mul(sms);
-        if blocks > resident {
-            let what = format!("{blocks} blocks that wait for each other on a device that holds {resident} at a time");
-            return Err(Error::Unsupported { what });
-        }
-        Ok(LaunchConfig::new(blocks, warps * 32))
     }
 }
 

@@ -43,7 +43,7 @@ mod params;
 mod roles;
 
 pub use config::{ExchangeConfig, MAX_COMBINE_WARPS, MAX_EXPERTS, MAX_SIDE, MAX_SMS, MAX_TOP_K, MAX_WARPS, Workspace};
-pub use group::{ExchangeKernels, Group, Member};
+pub use group::{Copies, ExchangeKernels, Group, Member};
 pub use params::{
     CombineOffsets, CombineParams, CombineRank, DispatchOffsets, DispatchParams, DispatchRank, MAX_HERE, MAX_RANKS, Shape,
 };

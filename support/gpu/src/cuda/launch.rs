@@ -216,7 +216,7 @@ pub(super) fn launch(cuda: &Cuda, stream: Handle, kernel: &Kernel, config: &Laun
         e => e,
     })?;
 
-    let mut attributes = Vec::with_capacity(2);
+    let mut attributes = Vec::with_capacity(3);
     let mut attribute = |id, set: &dyn Fn(&mut sys::CUlaunchAttributeValue)| {
         let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
         set(&mut value);
@@ -233,6 +233,9 @@ pub(super) fn launch(cuda: &Cuda, stream: Handle, kernel: &Kernel, config: &Laun
         attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, &|value| {
             value.programmaticStreamSerializationAllowed = 1;
         });
+    }
+    if config.cooperative {
+        attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, &|value| value.cooperative = 1);
     }
 
     let lines = |arg: &Vec<u8>| arg.len().div_ceil(128).max(1);

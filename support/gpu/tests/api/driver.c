@@ -13,7 +13,7 @@
 
 typedef uint64_t ptr;
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, INVALID_PTX = 218, INVALID_HANDLE = 400,
-       NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, PEER_ALREADY = 704, LAUNCH_FAILED = 719, INVALID_CLUSTER = 912 };
+       NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, PEER_ALREADY = 704, LAUNCH_FAILED = 719, TOO_LARGE = 720, INVALID_CLUSTER = 912 };
 enum { CONTEXT, STREAM, EVENT, MODULE, FUNCTION, DEVICE_MEMORY, POOL_MEMORY, HOST_MEMORY, KINDS };
 static const char *const kinds[] = {"context", "stream", "event", "module", "function", "memory", "pool memory", "host memory"};
 
@@ -475,6 +475,12 @@ int cuLaunchKernelEx(const config *c, object *function, void **params, void **ex
             RULE(a->value.words[1] == 1 && a->value.words[2] == 1, "cluster");
             cluster = a->value.words[0];
             ++clusters;
+        } else if (a->id == 2) {
+            RULE(a->value.words[0] == 1, "cooperative");
+            int most;
+            const int result = cuOccupancyMaxActiveBlocksPerMultiprocessor(&most, function, (int)threads, c->shared);
+            if (result != OK) return result;
+            if ((uint64_t)c->grid[0] * c->grid[1] * c->grid[2] > (uint64_t)most * 132) return TOO_LARGE;
         } else {
             RULE(a->id == 6 && a->value.words[0] == 1, "attribute %d", a->id);
             ++programmatic;

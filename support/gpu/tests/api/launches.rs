@@ -216,6 +216,21 @@ fn clusters() {
 }
 
 #[test]
+fn cooperative_grids_fit_the_device() {
+    for_each_device("cooperative_grids_fit_the_device", |device| {
+        let stream = device.stream().unwrap();
+        let nothing = device.module(PTX).unwrap().kernel("nothing").unwrap();
+        let most = nothing.occupancy(1024, 0).unwrap() * device.info().unwrap().sm_count;
+        let run = |blocks: u32| launch(&stream, &nothing, LaunchConfig::new(blocks, 1024).cooperative(), Args::new());
+        run(most).unwrap();
+        let message = refused("nothing", run(most + 1));
+        assert!(device.backend() != Backend::Emulator || message.contains("cooperative"), "{message}");
+        launch(&stream, &nothing, LaunchConfig::new(most + 1, 1024), Args::new()).unwrap();
+        stream.synchronize().unwrap();
+    });
+}
+
+#[test]
 fn names_that_are_not_there() {
     for_each_device("names_that_are_not_there", |device| {
         let module = device.module(PTX).unwrap();

@@ -118,6 +118,30 @@ pub fn probes() -> Vec<Probe> {
             vec![0],
             vec![5 << 32 | 7, 9, 11, 9 << 32 | 7],
         ),
+        // One thread takes 256 bytes through shared memory.
+        plain(
+            "cp.async.bulk",
+            &[
+                "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint",
+                "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint",
+            ],
+            "9.7.9.25.4.1",
+            (
+                ".shared .align 128 .b8 memory[256];\n.shared .align 8 .b8 object[8];",
+                "setp.ne.u32 %p, %t, 0; @%p ret;
+                 createpolicy.fractional.L2::evict_first.b64 %ro, 1.0;
+                 mov.u32 %o, object; mov.u32 %b, memory;
+                 mbarrier.init.shared::cta.b64 [%o], 1; fence.mbarrier_init.release.cluster;
+                 mbarrier.arrive.expect_tx.shared::cta.b64 %ra, [%o], 256;
+                 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%b], [%from], 256, [%o], %ro;
+                 WAIT: mbarrier.try_wait.parity.shared::cta.b64 %q, [%o], 0; @!%q bra WAIT;
+                 cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%to], [%b], 256, %ro;
+                 cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;",
+            ),
+            one,
+            words.clone(),
+            words[..32].to_vec(),
+        ),
         plain(
             "vote and shuffle",
             &["vote.sync.all.pred", "vote.sync.ballot.b32", "shfl.sync.idx.b32"],
