@@ -52,6 +52,26 @@ pub enum Error {
         /// What the parser says, with line and column.
         message: String,
     },
+    /// A cell of a table of actions that is not of the form.
+    #[error("schedule: row {row}, cell {cell}: expected {expected}, found '{got}'")]
+    Cell {
+        /// The index of the row.
+        row: usize,
+        /// The index of the cell in the row.
+        cell: usize,
+        /// What it must be.
+        expected: String,
+        /// What it is, or its beginning.
+        got: String,
+    },
+    /// Something that is well-formed, but that this crate, or the form asked for, cannot express.
+    #[error("{what}: not supported: {why}")]
+    Unsupported {
+        /// What it is.
+        what: String,
+        /// Why not.
+        why: String,
+    },
     /// A step that cannot stand where it stands.
     #[error("schedule: rank {rank}, step {step}: {message}")]
     Step {

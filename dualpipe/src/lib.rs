@@ -85,6 +85,7 @@ mod simulate;
 mod svg;
 mod text;
 mod timeline;
+mod torch;
 mod trace;
 mod validate;
 
