@@ -89,6 +89,7 @@ pub mod gpu;
 mod in_flight;
 mod kernels;
 pub mod layout;
+pub mod measure;
 pub mod placement;
 pub mod plan;
 mod planning;

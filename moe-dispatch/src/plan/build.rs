@@ -184,13 +184,13 @@ impl Parts {
         let merge = |source: usize| sums.merge(source, &blocks[source], &deliveries[source].1);
         let mut outgoing: Vec<Merge> = (0..ep_size).filter(|&source| source != me).map(merge).collect();
         let (my_node, nodes, per_node) = (layout.node(me), layout.nodes(), layout.ranks_per_node());
-        // Sums that leave the node first, then those that another rank of this node sends on, then those that stay in it; each
-        // rank begins with another destination.
+        // Sums that leave the node first, then those that another rank of this node sends on, then those that stay in it. Each
+        // rank begins with another destination; those for one node follow each other, so that every gateway soon has its first whole sum.
         outgoing.sort_by_key(|merge| {
             let far = layout.node(merge.source) != my_node;
             let (node, place) = (layout.node(merge.source), merge.to % per_node);
             let turn = (node + 2 * nodes - my_node - 1) % nodes;
-            (!merge.slow, !far, (place + 2 * per_node - me % per_node - 1) % per_node, turn)
+            (!merge.slow, !far, turn, (place + 2 * per_node - me % per_node - 1) % per_node)
         });
         let home = merge(me);
 

@@ -72,6 +72,9 @@ fn run(args: &[String]) -> Result<(), Failure> {
             }
         }
     }
+    for (piece, table) in ops::tables().into_iter().filter(|(piece, _)| only.is_none_or(|o| o == *piece)) {
+        table(&mut stdout, parsed.flag("--quick")).map_err(|e| Failure::task(format!("{piece}: {e}")))?;
+    }
     Ok(())
 }
 

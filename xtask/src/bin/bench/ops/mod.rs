@@ -5,6 +5,7 @@ mod ema_offload;
 mod fp8_gemm;
 mod mla_kernels;
 mod moe_dispatch;
+mod moe_links;
 mod mtp;
 mod numerics;
 mod ptx_emu;
@@ -165,6 +166,14 @@ pub fn pieces() -> Vec<Piece> {
         ("ema-offload", ema_offload::operations),
         ("ptx-emu", ptx_emu::operations),
     ]
+}
+
+/// What prints a table of its own, below the operations, and whether it may be a small one.
+pub type Table = fn(&mut dyn std::io::Write, bool) -> Result<(), AnyError>;
+
+/// Tables of pieces.
+pub fn tables() -> Vec<(&'static str, Table)> {
+    vec![("moe-dispatch", moe_links::table)]
 }
 
 /// `n` values between -1 and 1 that no shape sees twice in the same place.
