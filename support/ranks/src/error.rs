@@ -85,6 +85,12 @@ pub enum Error {
         /// What the transport says.
         message: String,
     },
+    /// A call of MPI failed.
+    #[error("{message}")]
+    Mpi {
+        /// The function and its text for the error.
+        message: String,
+    },
     /// Two different groups have the same number.
     #[error("the groups of ranks {first} and {second} have the same number")]
     Group {

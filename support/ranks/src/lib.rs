@@ -59,5 +59,5 @@ pub use heartbeat::Heartbeat;
 pub use lane::{Lane, Step, Task, Ticket, run_task};
 pub use link::{Blocked, Link, LinkKind, LinkModel, LinkTraffic, Traffic};
 #[cfg(feature = "mpi")]
-pub use mpi::{MpiConfig, run_mpi};
+pub use mpi::{MpiConfig, mpi_all_to_all_v, run_mpi};
 pub use threads::{WorldConfig, run_threads};

@@ -31,12 +31,17 @@ pub(crate) struct Options {
     pub chunk_bytes: usize,
 }
 
+/// What [`Port::call`] hands over.
+pub(crate) type Call = Box<dyn FnOnce(&Mpi) + Send>;
+
 enum Order {
     Send {
         dst: usize,
         head: Vec<u8>,
         payload: Option<Payload>,
     },
+    /// A call made on the engine's thread.
+    Call(Call),
     /// Nothing more will be sent.
     End,
     /// Ends the job with this status.
@@ -75,6 +80,16 @@ impl Port {
     /// Messages handed over so far, and messages delivered.
     pub fn counts(&self) -> (u64, u64) {
         (self.sent.load(Ordering::Acquire), self.received.load(Ordering::Acquire))
+    }
+
+    /// Has the engine's thread make a call, or drop it when MPI has failed or ended.
+    pub fn call(&self, call: Call) {
+        let mut queue = self.lock();
+        if queue.closed.is_none() {
+            queue.orders.push_back(Order::Call(call));
+        }
+        drop(queue);
+        self.wake.notify_one();
     }
 
     /// Ends the job; returns before it has.
@@ -199,7 +214,14 @@ impl Engine {
     /// Runs until every rank has ended, then ends MPI. After an error it only waits to be told how to end.
     pub fn run(mut self) -> Result<(), Fault> {
         match self.work() {
-            Ok(()) => self.mpi.finish(),
+            Ok(()) => {
+                let mut queue = self.port.lock();
+                queue.closed = Some("MPI has ended".into());
+                let late = std::mem::take(&mut queue.orders);
+                drop(queue);
+                drop(late);
+                self.mpi.finish()
+            }
             Err(fault) => {
                 let rank = self.mpi.rank;
                 self.port.lock().closed = Some(fault.to_string());
@@ -226,7 +248,7 @@ impl Engine {
             match order {
                 Order::Abort(status) => self.mpi.abort(status)?,
                 Order::End => self.ending = true,
-                Order::Send { .. } => {}
+                Order::Send { .. } | Order::Call(_) => {}
             }
         }
         Ok(())
@@ -241,6 +263,7 @@ impl Engine {
                 busy = true;
                 match order {
                     Order::Send { dst, head, payload } => self.begin(dst, head, payload)?,
+                    Order::Call(call) => call(&self.mpi),
                     Order::End => {
                         self.ending = true;
                         let (rank, size) = (self.mpi.rank, self.mpi.size);
@@ -441,7 +464,7 @@ struct Idle {
 impl Idle {
     const SHORTEST: Duration = Duration::from_micros(20);
     const LONGEST: Duration = Duration::from_millis(1);
-    /// Yields for so long while somebody waits, and while elements are under way.
+    /// Yields for so long while somebody waits, and while elements are under way, which move only when MPI is called.
     const WAITED_FOR: Duration = Duration::from_micros(200);
     const UNDER_WAY: Duration = Duration::from_millis(20);
 
@@ -455,12 +478,10 @@ impl Idle {
 
     fn pause(&mut self, port: &Port, waited_for: bool, under_way: bool) {
         let idle = self.since.get_or_insert_with(Instant::now).elapsed();
-        let yields = if under_way {
-            Self::UNDER_WAY
-        } else if waited_for {
-            Self::WAITED_FOR
-        } else {
-            Duration::ZERO
+        let yields = match (under_way, waited_for) {
+            (true, _) => Self::UNDER_WAY,
+            (false, true) => Self::WAITED_FOR,
+            (false, false) => Duration::ZERO,
         };
         if idle < yields {
             std::thread::yield_now();

@@ -1,12 +1,14 @@
 //! Ranks that are processes, over MPI: one engine thread calls MPI, the rest is the [`World`] that threads use.
 
 mod engine;
+mod plain;
 mod raw;
 mod wire;
 
 use std::fmt::Display;
 use std::io::Write;
 use std::net::UdpSocket;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use self::engine::{Engine, Options, Port};
+pub use self::plain::mpi_all_to_all_v;
 use self::raw::{Fault, Mpi};
 use crate::comm::Comm;
 use crate::error::{Error, RanksError};
@@ -167,7 +170,15 @@ fn mpi_thread(
     };
     let _ = tell.send(Ok(started));
     match world.recv() {
-        Ok(world) => Engine::new(mpi, Arc::clone(port), world, Options { chunk_bytes: config.chunk_bytes }).run(),
+        Ok(world) => {
+            let rank = mpi.rank;
+            let engine = Engine::new(mpi, Arc::clone(port), Arc::clone(&world), Options { chunk_bytes: config.chunk_bytes });
+            // Whoever waits for a message is told even of a mistake in the engine itself.
+            catch_unwind(AssertUnwindSafe(|| engine.run())).unwrap_or_else(|panic| {
+                world.fail(rank, "the messages between processes", "the thread of MPI panicked");
+                resume_unwind(panic)
+            })
+        }
         Err(_) => mpi.finish(),
     }
 }
@@ -215,7 +226,10 @@ impl Job {
         let watch = Watch::start(socket, watched, status, notice);
         let watch = watch.map_err(|error| failed("start", format!("a thread for the heartbeat: {error}")))?;
 
-        let result = run_process(&world, rank, body)?;
+        plain::set_port(Some(Arc::clone(&self.port)));
+        let result = run_process(&world, rank, body);
+        plain::set_port(None);
+        let result = result?;
         ended.store(true, Ordering::Release);
         match engine.join() {
             Ok(Ok(())) => {}

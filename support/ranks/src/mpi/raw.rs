@@ -285,6 +285,53 @@ impl Mpi {
         Ok(completed)
     }
 
+    /// Rows of `row_bytes` bytes from every rank to every rank; one count per rank, and the slices hold as many rows as the counts say.
+    pub fn all_to_all_v(
+        &self,
+        send: &[u8],
+        sent: &[usize],
+        receive: &mut [u8],
+        received: &[usize],
+        row_bytes: usize,
+    ) -> Result<(), Fault> {
+        const CALL: &str = "MPI_Alltoallv";
+        let layout = |counts: &[usize], bytes: usize| -> Result<(Vec<c_int>, Vec<c_int>), Fault> {
+            let (mut lens, mut starts, mut rows) = (Vec::new(), Vec::new(), 0usize);
+            for &len in counts {
+                lens.push(count(CALL, len)?);
+                starts.push(count(CALL, rows)?);
+                rows = rows.saturating_add(len);
+            }
+            match rows.checked_mul(row_bytes) == Some(bytes) && counts.len() == self.size {
+                true => Ok((lens, starts)),
+                false => Err(unexpected(CALL, format!("{} counts of {rows} rows for {bytes} bytes", counts.len()))),
+            }
+        };
+        let (send_lens, send_starts) = layout(sent, send.len())?;
+        let (receive_lens, receive_starts) = layout(received, receive.len())?;
+        let row_bytes = count(CALL, row_bytes)?;
+        // SAFETY: there is a count and a start per rank, the parts that they name lie inside the slices, and the type of a row
+        // is freed after its last use.
+        unsafe {
+            let mut row = ffi::RSMPI_DATATYPE_NULL;
+            check("MPI_Type_contiguous", ffi::MPI_Type_contiguous(row_bytes, ffi::RSMPI_UINT8_T, &mut row))?;
+            check("MPI_Type_commit", ffi::MPI_Type_commit(&mut row))?;
+            let code = ffi::MPI_Alltoallv(
+                send.as_ptr().cast(),
+                send_lens.as_ptr(),
+                send_starts.as_ptr(),
+                row,
+                receive.as_mut_ptr().cast(),
+                receive_lens.as_ptr(),
+                receive_starts.as_ptr(),
+                row,
+                self.comm,
+            );
+            check("MPI_Type_free", ffi::MPI_Type_free(&mut row))?;
+            check(CALL, code)
+        }
+    }
+
     /// Ends the whole job with this status.
     pub fn abort(&self, status: i32) -> Result<(), Fault> {
         // SAFETY: MPI is initialised and this is its thread.
