@@ -6,27 +6,36 @@ use moe_dispatch::gpu::Arch;
 use moe_dispatch::gpu::exchange::{Copies, ExchangeConfig, ExchangeKernels, Group};
 use v3_gpu::Device;
 
-/// Dispatch and combine, `rounds` times over with other tokens in the same memory.
-fn exchange(config: ExchangeConfig, devices: &[Device], kinds: &[Kind], seed: u64) {
-    let mut rng = Rng(seed);
+/// Dispatch and combine for each kind of routing, one after the other in the same memory.
+pub fn exchange(
+    config: ExchangeConfig,
+    devices: &[Device],
+    kinds: &[Kind],
+    rng: &mut Rng,
+    load: impl Fn(&Device) -> moe_dispatch::Result<ExchangeKernels>,
+) {
     let rows = config.ranks * config.max_tokens * config.top_k;
-    let mut group = Group::new(config, devices, rows).unwrap();
+    let mut group = Group::with_kernels(config, devices, rows, load).unwrap();
     for (round, &kind) in kinds.iter().enumerate() {
-        let all = tokens(&config, kind, &mut rng);
+        let all = tokens(&config, kind, rng);
         write_tokens(&mut group, &all);
         group.dispatch().unwrap();
         check_dispatch(&group, &all);
-        write_expert_rows(&mut group, &all, &mut rng);
+        write_expert_rows(&mut group, &all, rng);
         let weighted = round % 2 == 0;
         group.combine(weighted).unwrap();
         check_combine(&group, &all, weighted);
     }
 }
 
+fn emulate(config: ExchangeConfig, devices: &[Device], kinds: &[Kind], seed: u64) {
+    exchange(config, devices, kinds, &mut Rng(seed), ExchangeKernels::load);
+}
+
 fn on_devices(nodes: u32, per_node: u32, kinds: &[Kind]) {
     for seed in 0..seeds() {
         let config = config(nodes, per_node, nodes * per_node * 4, 3, 10);
-        exchange(config, &emulated(nodes * per_node, seed), kinds, seed);
+        emulate(config, &emulated(nodes * per_node, seed), kinds, seed);
     }
 }
 
@@ -52,7 +61,7 @@ fn several_ranks_on_one_device() {
         let mut config = config(nodes, per_node, nodes * per_node * 2, 2, 7);
         config.sms = 4;
         let device = emulated(1, 3).remove(0);
-        exchange(config, &vec![device; config.ranks as usize], &[Kind::Random, Kind::Random], 3);
+        emulate(config, &vec![device; config.ranks as usize], &[Kind::Random, Kind::Random], 3);
     }
 }
 
@@ -62,7 +71,7 @@ fn several_ranks_on_each_of_two_devices() {
     let config = config(3, 2, 24, 3, 6);
     let two = emulated(2, 5);
     let devices: Vec<Device> = [0, 1, 1, 0, 0, 1].iter().map(|&d: &usize| two[d].clone()).collect();
-    exchange(config, &devices, &[Kind::Random, Kind::Skewed], 5);
+    emulate(config, &devices, &[Kind::Random, Kind::Skewed], 5);
 }
 
 /// Rows of one vector and of several turns of a warp, rings of one slot, one warp a role and many, as many experts as there may be.
@@ -72,7 +81,7 @@ fn sizes_at_their_ends() {
         let mut config = config(nodes, per_node, experts, top_k, tokens);
         change(&mut config);
         config.check().unwrap();
-        exchange(config, &emulated(nodes * per_node, 7), &[Kind::Random, Kind::Random], 7);
+        emulate(config, &emulated(nodes * per_node, 7), &[Kind::Random, Kind::Random], 7);
     };
     run(&|c| (c.row_bytes, c.columns, c.slots, c.warps) = (16, 8, 1, 2), (2, 2, 4, 2, 5));
     run(&|c| (c.row_bytes, c.columns, c.slots, c.warps) = (2064, 1032, 2, 16), (2, 1, 8, 4, 4));
@@ -157,17 +166,7 @@ fn every_text_of_the_kernels() {
             let mut config = config(2, 2, 16, 3, 5);
             config.row_bytes = row_bytes;
             let load = |device: &Device| ExchangeKernels::load_for(device, arch, copies);
-            let mut group = Group::with_kernels(config, &emulated(4, seed), 200, load).unwrap();
-            let mut rng = Rng(seed);
-            for _ in 0..2 {
-                let all = tokens(&config, Kind::Random, &mut rng);
-                write_tokens(&mut group, &all);
-                group.dispatch().unwrap();
-                check_dispatch(&group, &all);
-                write_expert_rows(&mut group, &all, &mut rng);
-                group.combine(true).unwrap();
-                check_combine(&group, &all, true);
-            }
+            exchange(config, &emulated(4, seed), &[Kind::Random, Kind::Random], &mut Rng(seed), load);
         }
     }
 }

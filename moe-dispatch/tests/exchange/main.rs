@@ -1,10 +1,11 @@
-//! Dispatch and combine between devices against the reference, on the emulator with all its detectors. `V3_EMU_SEEDS` raises the number
-//! of orders in which it runs each case (2).
+//! Dispatch and combine between devices against the reference, on the emulator with all its detectors, and with several ranks on a GPU where
+//! there is one. `V3_EMU_SEEDS` raises the number of orders in which the emulator runs each case (2).
 
 mod bugs;
 mod cases;
 mod config;
 mod exact;
+mod gpu;
 mod roles;
 
 use v3_gpu::{Device, EmulatorConfig};
