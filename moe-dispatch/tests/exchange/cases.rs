@@ -1,8 +1,8 @@
-//! Groups, routings, and what dispatch and combine must give for them, straight from the definitions.
+//! Groups, routings, and what dispatch and combine must give for them.
 
-use moe_dispatch::Layout;
 use moe_dispatch::gpu::exchange::{ExchangeConfig, Group};
-use moe_dispatch::reference::dispatch::tree_sum;
+use moe_dispatch::reference::dispatch::combine_rounded;
+use moe_dispatch::{Layout, Routing};
 use v3_numerics::bf16;
 
 /// A small generator of the tests' own (splitmix64).
@@ -195,48 +195,29 @@ pub fn write_expert_rows(group: &mut Group, all: &[Tokens], rng: &mut Rng) {
     }
 }
 
-fn rounded(row: Vec<f32>) -> Vec<f32> {
-    row.into_iter().map(|x| bf16::from_f32(x).to_f32()).collect()
-}
-
-/// The combined row of a token: the tree inside each rank, inside each node, over nodes, each rounded once.
-fn combined_row(config: &ExchangeConfig, tokens: &Tokens, source: usize, token: usize, weighted: bool) -> Vec<f32> {
-    let (top_k, local) = (config.top_k as usize, config.local_experts());
-    let height = |n: u32| n.next_power_of_two().trailing_zeros();
-    let mut nodes = Vec::new();
-    for node in 0..config.nodes() {
-        let mut ranks = Vec::new();
-        for place in 0..config.ranks_per_node {
-            let rank = node * config.ranks_per_node + place;
-            let mut leaves = Vec::new();
-            for choice in token * top_k..(token + 1) * top_k {
-                let expert = tokens.experts[choice];
-                if expert >= 0 && expert as u32 / local == rank {
-                    let weight = if weighted { tokens.weights[choice] } else { 1.0 };
-                    let row = expert_row(config, expert as usize, source, token);
-                    leaves.push((expert as u32, row.iter().map(|x| weight * x.to_f32()).collect()));
-                }
-            }
-            if let Some(sum) = tree_sum(&leaves, rank * local, height(local)) {
-                ranks.push((place, rounded(sum)));
-            }
-        }
-        if let Some(sum) = tree_sum(&ranks, 0, height(config.ranks_per_node)) {
-            nodes.push((node, rounded(sum)));
-        }
-    }
-    rounded(tree_sum(&nodes, 0, height(config.nodes())).unwrap_or_else(|| vec![0.0; config.columns as usize]))
-}
-
-/// Checks all that a combine gave.
+/// Checks all that a combine gave: the reference's sums in bf16, whose last, at home, the kernel rounds too.
 pub fn check_combine(group: &Group, all: &[Tokens], weighted: bool) {
     let config = *group.config();
-    let columns = config.columns as usize;
+    let (columns, top_k) = (config.columns as usize, config.top_k as usize);
+    let layout = Layout::new(config.num_experts as usize, config.ranks as usize, config.ranks_per_node as usize).unwrap();
     for (source, tokens) in all.iter().enumerate() {
         let combined = group.stream(source).unwrap().download(group.member(source).unwrap().combined()).unwrap();
-        for token in 0..tokens.experts.len() / config.top_k as usize {
-            let expected = combined_row(&config, tokens, source, token, weighted);
-            let got: Vec<f32> = combined[token * columns..(token + 1) * columns].iter().map(|x| x.to_f32()).collect();
+        let routing = Routing {
+            tokens: tokens.experts.len() / top_k,
+            top_k,
+            // -1 is MASKED.
+            indices: tokens.experts.iter().map(|&expert| expert as u32).collect(),
+            weights: tokens.weights.clone(),
+            scores: vec![],
+        };
+        let row = |token: usize, choice: usize| -> Vec<f32> {
+            let expert = routing.indices[token * top_k + choice] as usize;
+            expert_row(&config, expert, source, token).iter().map(|x| x.to_f32()).collect()
+        };
+        let expected = combine_rounded(&layout, source, &routing, columns, weighted, row);
+        for (token, expected) in expected.chunks(columns).enumerate() {
+            let expected: Vec<u16> = expected.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
+            let got: Vec<u16> = combined[token * columns..(token + 1) * columns].iter().map(|x| x.to_bits()).collect();
             assert_eq!(got, expected, "token {token} of rank {source}");
         }
     }
