@@ -25,8 +25,8 @@ tasks:
   gpu-bundle [--out DIR]                   test programs and PTX in one folder, for a machine with a GPU and nothing else
   explore [--seeds 200] [CRATE ...]        emulator tests under many schedules
   tidy                                     check what the compiler does not: who depends on whom, the shape of a piece, file lengths
-  bench [PIECE] [--json FILE] [--threads 1,2] [--quick]
-                                           measure every operation of every piece, or of one
+  bench [PIECE] [--json FILE] [--threads 1,2] [--peers PYTHON] [--quick]
+                                           measure every operation of every piece, or of one; --peers: beside torch, in a Python that has it
   fp8-loss [--steps 300] [--seeds 3]       train the default model in f32, bf16 and fp8 and compare the losses
 ";
 

@@ -1,16 +1,19 @@
 //! Measures every operation of every piece beside what the machine can do at most.
 //!
-//! Run by `cargo xtask bench [PIECE] [--json FILE] [--threads 1,2] [--quick]`. One line an operation: operation, shape, backend,
+//! Run by `cargo xtask bench [PIECE] [--json FILE] [--threads 1,2] [--peers PYTHON] [--quick]`. One line an operation: operation, shape, backend,
 //! threads, median, rate, unit, and the fraction of the machine's ceiling. The ceiling is measured again after every single
 //! run of an operation, and the fraction is the median over such pairs: on a machine that others use as well, both slow
-//! down together. The rates of the ceilings themselves are those at the start.
+//! down together. A ceiling that varied by more than 10 % between its runs is marked: such a fraction is not to be quoted. Some operations are
+//! held against a loop of the same reads and writes, or with `--peers` against another implementation in a Python that has it. The rates of the ceilings themselves are those at the start.
 
 mod ceilings;
 mod measure;
 mod ops;
+mod peer;
+mod streams;
 
 use ceilings::{Ceiling, Machine};
-use measure::{Effort, median, repeat};
+use measure::{Effort, median, repeat, spread};
 use ops::Operation;
 use std::io::Write;
 use std::process::ExitCode;
@@ -28,7 +31,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &[String]) -> Result<(), Failure> {
-    let parsed = Parsed::new(args, &["--json", "--threads"], &["--quick"])?;
+    let parsed = Parsed::new(args, &["--json", "--threads", "--peers"], &["--quick"])?;
     parsed.at_most(1)?;
     let pieces = ops::pieces();
     let only = parsed.words.first().map(String::as_str);
@@ -38,6 +41,9 @@ fn run(args: &[String]) -> Result<(), Failure> {
     }
     let thread_counts = thread_counts(parsed.value("--threads").unwrap_or("1,2"))?;
     let effort = if parsed.flag("--quick") { Effort::QUICK } else { Effort::FULL };
+    if let Some(python) = parsed.value("--peers") {
+        peer::PYTHON.get_or_init(|| python.into());
+    }
     let mut json = match parsed.value("--json") {
         None => None,
         Some(path) => {
@@ -94,19 +100,48 @@ fn measure(
     narrow: Ceiling,
     machine: &mut Machine,
 ) -> Result<Line, Failure> {
-    let Operation { name, shape, backend, work, unit, limit, setup } = operation;
+    let Operation { name, shape, backend, work, unit, limit, setup, beside } = operation;
     let failed = |e: ops::AnyError| Failure::task(format!("{piece} {name} {shape}: {e}"));
     let ceiling = limit.map(|limit| limit.ceiling(narrow));
+    let (mut other, mut skipped) = (None, None);
+    match beside.map(|start| start()) {
+        Some(Ok(started)) => other = Some(started),
+        Some(Err(reason)) => skipped = Some(reason.to_string()),
+        None => {}
+    }
     let mut run = setup().map_err(failed)?;
+    // The rate of the other, in the unit of this.
+    let mut probe = || -> Result<Option<f64>, ops::AnyError> {
+        match (&mut other, ceiling) {
+            (Some((_, other)), _) => Ok(Some(work / other()? / unit.scale())),
+            (None, Some(ceiling)) => Ok(Some(machine.probe(ceiling))),
+            (None, None) => Ok(None),
+        }
+    };
     let pairs = repeat(effort, || {
         let seconds = run()?;
-        Ok((seconds, ceiling.map(|c| work / seconds / unit.scale() / machine.probe(c))))
+        Ok((seconds, probe()?))
     });
     let pairs = pairs.into_iter().collect::<Result<Vec<(f64, Option<f64>)>, _>>().map_err(failed)?;
     let seconds = median(&mut pairs.iter().map(|p| p.0).collect::<Vec<_>>());
-    let fraction = ceiling.map(|_| median(&mut pairs.iter().filter_map(|p| p.1).collect::<Vec<_>>()));
-    let rate = work / seconds / unit.scale();
-    Ok(Line { piece, name: name.into(), shape, backend, threads, median: seconds, rate, unit: unit.name(), ceiling, fraction })
+    let rate = |seconds: f64| work / seconds / unit.scale();
+    let mut probes: Vec<f64> = pairs.iter().filter_map(|p| p.1).collect();
+    let against = other.map(|(name, _)| name).or(ceiling.map(|c| c.name().into())).map(|name| Against {
+        name,
+        fraction: median(&mut pairs.iter().filter_map(|p| Some(rate(p.0) / p.1?)).collect::<Vec<_>>()),
+        spread: spread(&mut probes),
+    });
+    let (rate, unit) = (rate(seconds), unit.name());
+    Ok(Line { piece, name: name.into(), shape, backend, threads, median: seconds, rate, unit, against, skipped })
+}
+
+/// What an operation is held against.
+struct Against {
+    name: String,
+    /// Rate of the operation over the rate of this.
+    fraction: f64,
+    /// How much the rates of this differed.
+    spread: f64,
 }
 
 /// One line of output.
@@ -119,8 +154,9 @@ struct Line {
     median: f64,
     rate: f64,
     unit: &'static str,
-    ceiling: Option<Ceiling>,
-    fraction: Option<f64>,
+    against: Option<Against>,
+    /// Why there is nothing that it is held against.
+    skipped: Option<String>,
 }
 
 impl Line {
@@ -142,15 +178,19 @@ impl Line {
             median: f64::NAN,
             rate,
             unit: ceiling.unit(),
-            ceiling: None,
-            fraction: None,
+            against: None,
+            skipped: None,
         }
     }
 
     fn text(&self) -> String {
-        let fraction = match (self.fraction, self.ceiling) {
-            (Some(fraction), Some(ceiling)) => format!("{fraction:.2} of {}", ceiling.name()),
-            _ => "-".into(),
+        let fraction = match (&self.against, &self.skipped) {
+            (Some(Against { name, fraction, spread }), _) if *spread > 0.1 => {
+                format!("{fraction:.2} of {name}, which varied by {:.0} %", 100.0 * spread)
+            }
+            (Some(Against { name, fraction, .. }), _) => format!("{fraction:.2} of {name}"),
+            (None, Some(reason)) => format!("skipped: {reason}"),
+            (None, None) => "-".into(),
         };
         let rate = if self.rate < 1e5 { format!("{:.1}", self.rate) } else { format!("{:.0}", self.rate) };
         Line::columns([
@@ -175,8 +215,10 @@ impl Line {
             "median_seconds": self.median.is_finite().then_some(self.median),
             "rate": self.rate,
             "unit": self.unit,
-            "ceiling": self.ceiling.map(Ceiling::name),
-            "fraction_of_ceiling": self.fraction,
+            "ceiling": self.against.as_ref().map(|a| &a.name),
+            "fraction_of_ceiling": self.against.as_ref().map(|a| a.fraction),
+            "spread_of_ceiling": self.against.as_ref().map(|a| a.spread),
+            "skipped": self.skipped,
         })
     }
 }

@@ -49,6 +49,16 @@ pub fn median(values: &mut [f64]) -> f64 {
     }
 }
 
+/// How far values lie apart: between the lowest and the highest tenth, over the median.
+pub fn spread(values: &mut [f64]) -> f64 {
+    let middle = median(values);
+    let tenth = values.len() / 10;
+    match (values.get(tenth), values.get(values.len().saturating_sub(1 + tenth))) {
+        (Some(low), Some(high)) => (high - low) / middle,
+        _ => 0.0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +68,9 @@ mod tests {
         assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&mut [4.0, 1.0, 2.0, 3.0]), 2.5);
         assert!(median(&mut []).is_nan());
+        assert_eq!(spread(&mut [4.0, 5.0, 3.0]), 0.5);
+        assert_eq!(spread(&mut [9.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]), 0.0);
+        assert_eq!(spread(&mut []), 0.0);
         let mut runs = 0;
         let results = repeat(Effort { least: 3, most: 5, budget: Duration::ZERO }, || {
             runs += 1;

@@ -82,7 +82,12 @@ pub struct Operation {
     pub limit: Option<Limit>,
     /// Makes the operands, and what runs on them.
     pub setup: Box<dyn FnOnce() -> Result<Run, AnyError> + Send>,
+    /// What does the same amount of work beside it, held against instead of `limit`.
+    pub beside: Option<Beside>,
 }
+
+/// Gives the name of what runs beside an operation and what runs it once; an error says why it cannot.
+pub type Beside = Box<dyn FnOnce() -> Result<(String, Run), AnyError> + Send>;
 
 impl Operation {
     /// An operation on the instruction set in use. `setup` makes the operands and returns what is timed.
@@ -125,6 +130,7 @@ impl Operation {
             unit,
             limit,
             setup: Box::new(move || Ok(Box::new(setup()?) as Run)),
+            beside: None,
         }
     }
 }
@@ -133,6 +139,20 @@ impl Operation {
     /// With another backend than the processor's instruction set.
     fn backend(self, name: &str) -> Operation {
         Operation { backend: name.to_string(), ..self }
+    }
+
+    /// Beside the same in another implementation, on request: see [`peer`](crate::peer).
+    fn beside_peer(self, script: &'static str, threads: usize, operation: &'static str) -> Operation {
+        Operation { beside: Some(Box::new(move || crate::peer::start(script, threads, operation))), ..self }
+    }
+
+    /// Beside something that is as fast as the machine allows, at the same amount of work. `setup` returns what is timed.
+    fn beside<F: FnMut() + Send + 'static>(self, name: &'static str, setup: impl FnOnce() -> F + Send + 'static) -> Operation {
+        let beside = move || -> Result<(String, Run), AnyError> {
+            let mut f = setup();
+            Ok((name.to_string(), Box::new(move || Ok(crate::measure::timed(&mut f)))))
+        };
+        Operation { beside: Some(Box::new(beside)), ..self }
     }
 }
 
