@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::exchange::{Arrived, Exchange, Mover};
 use crate::in_flight::{drive, finished};
 use crate::layout::Layout;
+use crate::one_pass::OnePass;
 use crate::plan::{Plan, PlanOptions};
 use crate::planning::Planning;
 use crate::router::Routing;
@@ -35,6 +36,10 @@ mod sealed {
         fn pack(&self, list: &[u32]) -> Result<Vec<Self::Element>>;
         fn scatter_own(&self, range: Range<usize>, map: &RowMap, out: &mut Self) -> Result<()>;
         fn scatter(message: &[Self::Element], first: usize, map: &RowMap, out: &mut Self) -> Result<()>;
+        /// The same by the bytes: of a row, of some rows behind `message`, and of rows that begin with the first of `map`.
+        fn row_bytes(&self) -> usize;
+        fn pack_bytes(&self, list: &[u32], message: &mut Vec<u8>);
+        fn scatter_bytes(message: &[u8], map: &RowMap, out: &mut Self) -> Result<()>;
     }
 }
 
@@ -92,6 +97,20 @@ impl<T: Pod + Send + Sync> sealed::Rows for Rows<T> {
     fn scatter(message: &[T], first: usize, map: &RowMap, out: &mut Self) -> Result<()> {
         map.scatter(first, message, out.row_len, &mut out.data)
     }
+
+    fn row_bytes(&self) -> usize {
+        self.row_len * size_of::<T>()
+    }
+
+    fn pack_bytes(&self, list: &[u32], message: &mut Vec<u8>) {
+        for &row in list {
+            message.extend_from_slice(bytemuck::cast_slice(&self.data[row as usize * self.row_len..][..self.row_len]));
+        }
+    }
+
+    fn scatter_bytes(message: &[u8], map: &RowMap, out: &mut Self) -> Result<()> {
+        map.scatter(0, message, out.row_bytes(), bytemuck::cast_slice_mut::<T, u8>(&mut out.data))
+    }
 }
 
 impl<T: Pod + Send + Sync, U: Pod + Send + Sync> sealed::Rows for Pairs<T, U> {
@@ -123,6 +142,18 @@ impl<T: Pod + Send + Sync, U: Pod + Send + Sync> sealed::Rows for Pairs<T, U> {
     fn scatter(message: &[u8], first: usize, map: &RowMap, out: &mut Self) -> Result<()> {
         scatter_pairs(message, first, map, (&mut out.data, out.row_len), (&mut out.side, out.side_len))
     }
+
+    fn row_bytes(&self) -> usize {
+        self.message_row()
+    }
+
+    fn pack_bytes(&self, list: &[u32], message: &mut Vec<u8>) {
+        append_pairs((&self.data, self.row_len), (&self.side, self.side_len), list, message);
+    }
+
+    fn scatter_bytes(message: &[u8], map: &RowMap, out: &mut Self) -> Result<()> {
+        <Self as sealed::Rows>::scatter(message, 0, map, out)
+    }
 }
 
 /// Copies of some rows, as a message.
@@ -133,13 +164,22 @@ pub(crate) fn pack<T: Pod + Send + Sync>(rows: &[T], row_len: usize, list: &[u32
 }
 
 /// [`pack`] of rows of two parts: row by row the bytes of one and then those of the other, so that a gateway need not know of them.
-fn pack_pairs<T: Pod, U: Pod>((rows, row_len): (&[T], usize), (side, side_len): (&[U], usize), list: &[u32]) -> Vec<u8> {
-    let mut message = Vec::with_capacity(list.len() * (row_len * size_of::<T>() + side_len * size_of::<U>()));
+fn pack_pairs<T: Pod, U: Pod>(rows: (&[T], usize), side: (&[U], usize), list: &[u32]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(list.len() * (rows.1 * size_of::<T>() + side.1 * size_of::<U>()));
+    append_pairs(rows, side, list, &mut message);
+    message
+}
+
+fn append_pairs<T: Pod, U: Pod>(
+    (rows, len): (&[T], usize),
+    (side, side_len): (&[U], usize),
+    list: &[u32],
+    message: &mut Vec<u8>,
+) {
     for &row in list {
-        message.extend_from_slice(bytemuck::cast_slice(&rows[row as usize * row_len..][..row_len]));
+        message.extend_from_slice(bytemuck::cast_slice(&rows[row as usize * len..][..len]));
         message.extend_from_slice(bytemuck::cast_slice(&side[row as usize * side_len..][..side_len]));
     }
-    message
 }
 
 fn scatter_own<T: Pod + Send + Sync>(rows: &[T], row_len: usize, range: Range<usize>, map: &RowMap, out: &mut [T]) -> Result<()> {
@@ -242,6 +282,7 @@ pub struct PlannedDispatch<P> {
 #[derive(Debug)]
 enum State<P> {
     Planning { planning: Box<Planning>, exchange: Exchange, sent: P },
+    OnePass(Box<OnePass<P>>),
     Dispatching(Dispatch<P>),
     Finished,
 }
@@ -280,6 +321,13 @@ impl<P: Payload> Task for PlannedDispatch<P> {
                             Step::Waiting(messages)
                         }
                     });
+                }
+                State::OnePass(mut pass) => {
+                    let step = pass.poll(comm)?;
+                    if matches!(step, Step::Waiting(_)) {
+                        self.state = State::OnePass(pass);
+                    }
+                    return Ok(step);
                 }
                 State::Finished => return Err(finished("a dispatch")),
             }
@@ -428,6 +476,10 @@ impl Plan {
     /// [`start`](Plan::start) and [`dispatch_start`](Plan::dispatch_start) in one: this rank's rows leave right behind what it tells others of its routing,
     /// without waiting for theirs, so that nothing has to be waited for in between.
     ///
+    /// With a [`capacity`](PlanOptions::capacity) there is no exchange of routing or counts at all: each message says itself how many rows it brings and where
+    /// they belong, and rows are put into their fixed places as they come. Then the plan is what has been learned on the way. It costs memory for the
+    /// worst case, `slots_per_rank * ep_size * capacity` rows on each rank, whatever comes.
+    ///
     /// # Errors
     /// As [`with_options`](Plan::with_options), as far as it concerns this rank's arguments, and when `rows` is not one row for each token.
     pub fn start_dispatch<P: Payload>(
@@ -438,6 +490,10 @@ impl Plan {
         rows: P,
     ) -> Result<PlannedDispatch<P>> {
         rows.check(routing.tokens)?;
+        if options.capacity.is_some() {
+            let pass = OnePass::new(comm, layout, routing, options, rows)?;
+            return Ok(PlannedDispatch { state: State::OnePass(Box::new(pass)) });
+        }
         let planning = Planning::new(comm, layout, routing, options)?;
         let exchange = Exchange::new(comm.next_sequence(), rows.message_row());
         Ok(PlannedDispatch { state: State::Planning { planning: Box::new(planning), exchange, sent: rows } })

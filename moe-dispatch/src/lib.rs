@@ -90,6 +90,7 @@ mod in_flight;
 mod kernels;
 pub mod layout;
 pub mod measure;
+mod one_pass;
 pub mod placement;
 pub mod plan;
 mod planning;

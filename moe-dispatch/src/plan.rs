@@ -11,7 +11,7 @@ use v3_ranks::Comm;
 use crate::cpu::RowMap;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
-pub(crate) use crate::plan::build::Parts;
+pub(crate) use crate::plan::build::{Parts, Placed};
 use crate::plan::merge::Merge;
 
 /// An index of [`Routing`](crate::Routing) that stands for no expert: the choice is masked, its weight is not looked at, and the gradient of its weight is 0.
@@ -99,6 +99,7 @@ pub(crate) enum Kind {
     Rows = 2,
     Sums = 3,
     Gradients = 4,
+    OnePass = 5,
 }
 
 const MAX_CHANNELS: usize = 256;

@@ -19,12 +19,16 @@ pub struct Planning {
     missing: Vec<(usize, usize)>,
 }
 
+pub(crate) fn check_ranks(comm: &Comm, layout: &Layout) -> Result<()> {
+    if comm.size() == layout.ep_size() {
+        return Ok(());
+    }
+    Err(Error::Shape { what: "ranks of the group", expected: layout.ep_size().to_string(), got: comm.size().to_string() })
+}
+
 impl Planning {
     pub(crate) fn new(comm: &Comm, layout: &Layout, routing: &Routing, options: PlanOptions) -> Result<Planning> {
-        if comm.size() != layout.ep_size() {
-            let (expected, got) = (layout.ep_size().to_string(), comm.size().to_string());
-            return Err(Error::Shape { what: "ranks of the group", expected, got });
-        }
+        check_ranks(comm, layout)?;
         let parts = Parts::new(layout, comm.rank(), routing, options)?;
         let missing = parts.sources();
         Ok(Planning { sequence: comm.next_sequence(), parts: Some(parts), told: false, missing })

@@ -73,17 +73,20 @@ impl Block {
             return refuse(format!("at most {} tokens", capacity.unwrap_or(0)), rows.to_string());
         }
         let (ids, weights) = entries.split_at(entries.len() / 2);
-        // Masked choices are the last of a row: the others come first.
-        let sound = |row: &[u32]| {
-            let present = present(row);
-            present.iter().all(|&slot| (slot as usize) < slots) && row[present.len()..].iter().all(|&slot| slot == MASKED)
-        };
-        if !ids.chunks_exact(top_k).all(sound) {
-            return refuse(format!("slots below {slots}"), "others".into());
-        }
+        check_slots(ids, top_k, slots)?;
         let channels = std::iter::once(0).chain(ends.iter().copied()).collect();
         Ok(Block { slots: ids.to_vec(), weights: weights.iter().map(|&bits| f32::from_bits(bits)).collect(), channels })
     }
+}
+
+/// Whether rows of slots are sound: masked choices are the last of a row, and the others exist.
+pub(crate) fn check_slots(ids: &[u32], top_k: usize, slots: usize) -> Result<()> {
+    let sound = |row: &[u32]| present(row).iter().all(|&slot| (slot as usize) < slots);
+    if ids.chunks_exact(top_k).all(sound) {
+        return Ok(());
+    }
+    let expected = format!("slots below {slots}, masked ones last");
+    Err(Error::Shape { what: "routing of another rank", expected, got: "others".into() })
 }
 
 /// The slots of a row that are not masked.

@@ -19,7 +19,8 @@ pub(crate) struct Parts {
     pub sends: Vec<Send>,
     pub counters: Counters,
     rank_of_slot: Vec<u32>,
-    mine: Block,
+    /// This rank's own routing.
+    pub mine: Block,
     choice: Vec<u32>,
     max_nodes_per_token: usize,
     inbound: Vec<(usize, Block, Vec<Send>)>,
@@ -86,7 +87,7 @@ impl Parts {
     }
 
     /// The sends of a block's rows to the other ranks of this node.
-    fn fan_out(&self, block: &Block) -> Vec<Send> {
+    pub fn fan_out(&self, block: &Block) -> Vec<Send> {
         let (layout, me, top_k) = (&self.layout, self.me, self.top_k);
         let mut by_rank = rows_by_place(block, top_k, &self.rank_of_slot, layout.ep_size());
         let ranks = layout.ranks_of_node(layout.node(me));
@@ -101,6 +102,16 @@ impl Parts {
         }
         rotated(&mut sends, me - ranks.start, ranks.len(), |send| send.to - ranks.start);
         sends
+    }
+
+    /// `rows` of a block, each once for every entry on rank `to`.
+    pub fn copies(&self, block: &Block, rows: &[u32], to: usize) -> Vec<u32> {
+        copies(block, rows, self.top_k, &self.rank_of_slot, to)
+    }
+
+    /// Whether a slot is on this rank.
+    pub fn is_local(&self, slot: u32) -> bool {
+        self.rank_of_slot.get(slot as usize).is_some_and(|&rank| rank as usize == self.me)
     }
 
     /// What other ranks are to know of this rank's routing, and to whom it goes.
@@ -128,13 +139,22 @@ impl Parts {
     pub fn learn(&mut self, source: usize, words: &[u32]) -> Result<Vec<(usize, Vec<u32>)>> {
         let slots = self.layout.phy2log().len();
         let block = Block::decode(words, self.top_k, self.options.channels, slots, self.options.capacity)?;
-        let (layout, me) = (&self.layout, self.me);
-        // The ranks of this rank's own node have told each other already.
-        let is_gateway = layout.node(source) != layout.node(me) && layout.gateway(source, layout.node(me)) == me;
-        let forward = if is_gateway { self.fan_out(&block) } else { Vec::new() };
+        let forward = if self.is_gateway(source) { self.fan_out(&block) } else { Vec::new() };
         let messages = forward.iter().map(|send| (send.to, self.message(&block, send))).collect();
         self.inbound.push((source, block, forward));
         Ok(messages)
+    }
+
+    /// [`learn`](Parts::learn) of what others know already.
+    pub fn learn_block(&mut self, source: usize, block: Block) {
+        let forward = if self.is_gateway(source) { self.fan_out(&block) } else { Vec::new() };
+        self.inbound.push((source, block, forward));
+    }
+
+    /// Whether this rank passes on the rows of another node's rank. The ranks of this rank's own node tell each other.
+    pub fn is_gateway(&self, source: usize) -> bool {
+        let (layout, me) = (&self.layout, self.me);
+        layout.node(source) != layout.node(me) && layout.gateway(source, layout.node(me)) == me
     }
 
     /// The plan, once every source has been learned of.
@@ -245,15 +265,16 @@ impl Parts {
 }
 
 /// Where the rows of each local expert from each source begin.
-struct Placed {
-    rows: usize,
+pub(crate) struct Placed {
+    pub rows: usize,
     offsets: Vec<usize>,
-    first: Vec<usize>,
+    /// [local experts, ranks].
+    pub first: Vec<usize>,
     padding: Vec<std::ops::Range<usize>>,
 }
 
 impl Placed {
-    fn new(source_counts: &[u32], ep_size: usize, options: &PlanOptions) -> Result<Placed> {
+    pub fn new(source_counts: &[u32], ep_size: usize, options: &PlanOptions) -> Result<Placed> {
         let too_many = || Error::Unsupported { what: "more than 2^32 - 2 expert rows on one rank".into() };
         let (mut offsets, mut first, mut padding) = (vec![0], Vec::with_capacity(source_counts.len()), Vec::new());
         let mut at = 0usize;

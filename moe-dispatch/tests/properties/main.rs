@@ -1,145 +1,18 @@
 //! Dispatch, combine and their backward passes against the definitions, for every shape of group and every placement.
 
-use std::time::Duration;
+mod case;
+mod in_flight;
 
-use moe_dispatch::plan::MASKED;
+use case::{Load, bits, cases, expert_outputs, routing, row, rows, run};
+use half::bf16;
 use moe_dispatch::reference::dispatch as reference;
-use moe_dispatch::{Error, FanOut, Layout, Plan, PlanOptions, ReplicaChoice, Routing};
+use moe_dispatch::{CombineOptions, Error, Layout, Plan, PlanOptions, ReplicaChoice, Routing, Wire};
 use proptest::prelude::*;
 use v3_numerics::cpu::{Isa, with_isa};
 use v3_ranks::{Comm, WorldConfig, run_threads};
 use v3_testkit::backend::for_each_available;
 use v3_testkit::poison::poisoned;
 use v3_testkit::rng::Rng;
-
-#[derive(Debug, Clone)]
-struct Case {
-    layout: Layout,
-    routings: Vec<Routing>,
-    row_len: usize,
-    options: PlanOptions,
-    slots: Option<usize>,
-    seed: u64,
-}
-
-/// How experts are chosen.
-#[derive(Debug, Clone, Copy)]
-enum Load {
-    Even,
-    /// Every token takes the same experts.
-    One,
-    /// Half of the ranks have no tokens.
-    Empty,
-    /// Some choices are masked, for some tokens all of them.
-    Masked,
-}
-
-fn routing(rng: &mut Rng, tokens: usize, top_k: usize, experts: usize, load: Load) -> Routing {
-    let mut order: Vec<u32> = (0..experts as u32).collect();
-    let (mut indices, mut weights) = (Vec::new(), Vec::new());
-    for _ in 0..tokens {
-        if !matches!(load, Load::One) {
-            rng.shuffle(&mut order);
-        }
-        indices.extend_from_slice(&order[..top_k]);
-        weights.extend(rng.uniform_vec(top_k, -1.0, 1.0));
-    }
-    if matches!(load, Load::Masked) {
-        for (expert, weight) in indices.iter_mut().zip(&mut weights).filter(|_| rng.below(2) == 0) {
-            (*expert, *weight) = (MASKED, f32::NAN);
-        }
-    }
-    Routing { tokens, top_k, indices, weights, scores: Vec::new() }
-}
-
-fn cases() -> impl Strategy<Value = Case> {
-    let load = prop_oneof![3 => Just(Load::Even), 1 => Just(Load::One), 1 => Just(Load::Empty), 1 => Just(Load::Masked)];
-    let group = prop_oneof![Just(1usize), Just(2), Just(3), Just(4), Just(5), Just(8)].prop_flat_map(|n| (Just(n), 1..=n));
-    let sizes = (1usize..5, 0usize..14, 1usize..9, prop_oneof![Just(1usize), Just(3), Just(16), Just(64), Just(67), Just(131)]);
-    let options = (
-        prop_oneof![Just(1usize), Just(4), Just(7)],
-        prop_oneof![Just(1usize), Just(3), Just(4096)],
-        prop_oneof![2 => Just(1usize), 1 => Just(2), 1 => Just(5)],
-        any::<bool>(),
-        prop::option::weighted(0.3, 0usize..3),
-    );
-    (group, sizes, options, load, 0u8..3, prop::option::of(1usize..3), any::<u64>()).prop_map(
-        |(
-            (ep_size, ranks_per_node),
-            (per_rank, tokens, k, row_len),
-            (alignment, chunk_rows, channels, per_expert, capacity),
-            load,
-            place,
-            slots,
-            seed,
-        )| {
-            let mut rng = Rng::new(seed);
-            let layout = if place == 0 {
-                Layout::new(per_rank * ep_size, ep_size, ranks_per_node).unwrap()
-            } else {
-                // Any placement, with replicas of some experts where there is room.
-                let slots = per_rank * ep_size;
-                let experts = 1 + rng.below(slots);
-                let mut phy2log: Vec<u32> = (0..experts as u32).collect();
-                phy2log.extend((experts..slots).map(|_| rng.below(experts) as u32));
-                rng.shuffle(&mut phy2log);
-                let choice = if place == 1 { ReplicaChoice::Spread } else { ReplicaChoice::Nearest };
-                Layout::placed(experts, ep_size, ranks_per_node, &phy2log).unwrap().with_choice(choice)
-            };
-            let top_k = k.min(layout.num_experts());
-            let routings = (0..ep_size)
-                .map(|rank| {
-                    let empty = matches!(load, Load::Empty) && rank % 2 == 0;
-                    let tokens = if empty { 0 } else { (tokens + rng.below(3)).saturating_sub(1) };
-                    routing(&mut rng, tokens, top_k, layout.num_experts(), load)
-                })
-                .collect();
-            let routings: Vec<Routing> = routings;
-            let most = routings.iter().map(|routing: &Routing| routing.tokens).max().unwrap_or(0);
-            let fan_out = if per_expert { FanOut::PerExpert } else { FanOut::PerRank };
-            let options = PlanOptions { alignment, chunk_rows, channels, fan_out, capacity: capacity.map(|more| most + more) };
-            Case { layout, routings, row_len, options, slots, seed }
-        },
-    )
-}
-
-/// A row that tells whose it is: every (source, token, choice, salt) has its own.
-fn row(case: &Case, salt: u64, source: usize, token: usize, choice: usize) -> Vec<f32> {
-    let id = ((salt * 64 + source as u64) * 64 + token as u64) * 64 + choice as u64;
-    Rng::new(case.seed ^ id.wrapping_mul(0x9e37_79b9_7f4a_7c15)).normal_vec(case.row_len, 1.0)
-}
-
-fn rows(case: &Case, salt: u64, source: usize) -> Vec<f32> {
-    (0..case.routings[source].tokens).flat_map(|token| row(case, salt, source, token, 0)).collect()
-}
-
-/// What the experts return: row by row as the reference orders them, NaN where nobody should read.
-fn expert_outputs(case: &Case, salt: u64, rank: usize) -> Vec<f32> {
-    let (order, _) = reference::expert_rows(&case.layout, &case.routings, &case.options).swap_remove(rank);
-    let output = |entry: Option<reference::ExpertRow>| match entry {
-        Some(at) => row(case, salt, at.source, at.token, at.choice),
-        None => vec![f32::NAN; case.row_len],
-    };
-    order.into_iter().flat_map(output).collect()
-}
-
-fn world(case: &Case) -> WorldConfig {
-    let config = WorldConfig::new(case.layout.ep_size()).ranks_per_node(case.layout.ranks_per_node());
-    // Ranks that wait for each other in vain fail soon: nothing here takes long without a message.
-    WorldConfig { compute_slots: case.slots, stall_after: Duration::from_secs(2), ..config }
-}
-
-fn run<R: Send>(case: &Case, body: impl Fn(&Comm, &Plan) -> moe_dispatch::Result<R> + Sync) -> Vec<R> {
-    run_threads(world(case), |comm: Comm| {
-        let plan = Plan::with_options(&comm, &case.layout, &case.routings[comm.rank()], case.options)?;
-        body(&comm, &plan)
-    })
-    .unwrap()
-}
-
-fn bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|x| x.to_bits()).collect()
-}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
@@ -218,6 +91,50 @@ proptest! {
             for ((got, exact), sum) in out.iter().zip(exact).zip(sums) {
                 let bound = 1.001 * routing.top_k as f64 * 2f64.powi(-24) * sum;
                 prop_assert!((f64::from(*got) - exact).abs() <= bound, "{got} is not {exact} within {bound}");
+            }
+        }
+    }
+
+    /// Sums that travel in bf16, of f32 and of bf16 rows, equal the definition bit for bit, and are as near to the exact sum as three roundings allow.
+    #[test]
+    fn narrow_sums_round_once_a_hop(case in cases(), weighted: bool) {
+        let options = CombineOptions { weighted, wire: Wire::Bf16 };
+        let narrow = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<bf16>>();
+        let wide = |x: &[bf16]| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
+        let got = run(&case, |comm, plan| {
+            let outputs = expert_outputs(&case, 2, comm.rank());
+            let of_f32 = plan.combine_with(comm, &outputs, case.row_len, options)?;
+            let of_bf16 = plan.combine_with(comm, &narrow(&outputs), case.row_len, options)?;
+            // bf16 rows over an f32 wire are rounded at home only.
+            let once = plan.combine_with(comm, &narrow(&outputs), case.row_len, CombineOptions { wire: Wire::F32, ..options })?;
+            let sent = plan.combine_traffic();
+            assert_eq!(sent.slow_rows, 3 * plan.combine_slow_rows() as u64);
+            assert_eq!(sent.slow_bytes, plan.combine_slow_rows() as u64 * (2 + 2 + 4) * case.row_len as u64);
+            Ok((of_f32, of_bf16, once))
+        });
+        for (source, (of_f32, of_bf16, once)) in got.iter().enumerate() {
+            let routing = &case.routings[source];
+            let expert_row = |token, choice| row(&case, 2, source, token, choice);
+            let rounded_row = |token, choice| wide(&narrow(&expert_row(token, choice)));
+            let want = reference::combine_rounded(&case.layout, source, routing, case.row_len, weighted, expert_row);
+            prop_assert_eq!(bits(of_f32), bits(&want));
+            let want = reference::combine_rounded(&case.layout, source, routing, case.row_len, weighted, rounded_row);
+            prop_assert_eq!(of_bf16, &narrow(&want));
+            let (want, exact) = reference::combine(&case.layout, routing, case.row_len, weighted, rounded_row);
+            prop_assert_eq!(once, &narrow(&want));
+            let (_, exact_of_f32) = reference::combine(&case.layout, routing, case.row_len, weighted, expert_row);
+            // Each product passes at most k roundings to f32, and one to bf16 (half an ulp, 2^-8) a hop, of which there are two; bf16
+            // results add one more. Magnitudes grow by no more than the same factors.
+            let magnitudes = |token, choice| expert_row(token, choice).iter().map(|x| x.abs()).collect();
+            let absolute = Routing { weights: routing.weights.iter().map(|w| w.abs()).collect(), ..routing.clone() };
+            let (_, sums) = reference::combine(&case.layout, &absolute, case.row_len, weighted, magnitudes);
+            let factor = |roundings: i32| (1.0 + 2f64.powi(-8)).powi(roundings) * (1.0 + 2f64.powi(-24)).powi(routing.top_k as i32) - 1.0;
+            for (at, sum) in sums.into_iter().enumerate() {
+                let error = (f64::from(of_f32[at]) - exact_of_f32[at]).abs();
+                prop_assert!(error <= factor(2) * sum, "{error} is more than {}", factor(2) * sum);
+                // The rows themselves were rounded, each to at most 1 + 2^-8 of what it was.
+                let (sum, error) = (sum * (1.0 + 2f64.powi(-8)), (of_bf16[at].to_f64() - exact[at]).abs());
+                prop_assert!(error <= factor(3) * sum, "{error} is more than {}", factor(3) * sum);
             }
         }
     }
@@ -455,8 +372,17 @@ fn what_callers_get_wrong_is_an_error() {
     let short = Routing { weights: vec![], ..routing(&[1, 2], 2) };
     assert!(text(Plan::new(&comm, &layout, &short)).contains("2 indices and 0 weights"));
     assert!(text(Plan::new(&comm, &Layout::new(4, 2, 1).unwrap(), &routing(&[1], 1))).contains("ranks of the group"));
-    let zero = PlanOptions { alignment: 0, ..PlanOptions::default() };
-    assert!(text(Plan::with_options(&comm, &layout, &routing(&[1], 1), zero)).contains("plan options"));
+    for (options, word) in [
+        (PlanOptions { alignment: 0, ..PlanOptions::default() }, "alignment and chunk rows"),
+        (PlanOptions { chunk_rows: 0, ..PlanOptions::default() }, "alignment and chunk rows"),
+        (PlanOptions { channels: 0, ..PlanOptions::default() }, "channels are 1 to 256"),
+        (PlanOptions { channels: 257, ..PlanOptions::default() }, "channels are 1 to 256"),
+        (PlanOptions { capacity: Some(0), ..PlanOptions::default() }, "at most 0, the capacity"),
+        (PlanOptions { capacity: Some(usize::MAX), ..PlanOptions::default() }, "expert rows on one rank"),
+    ] {
+        let error = text(Plan::with_options(&comm, &layout, &routing(&[1], 1), options));
+        assert!(error.contains(word), "{error}");
+    }
 
     let plan = Plan::new(&comm, &layout, &routing(&[1, 2], 2)).unwrap();
     assert!(matches!(plan.dispatch(&comm, &[0f32; 5], 3), Err(Error::Shape { what: "rows", .. })));
