@@ -121,7 +121,7 @@ impl Schedule {
         let placements: Vec<Placement> = placements(ranks, &homes);
         let Some(&first) = placements.first() else {
             let shown: Vec<String> =
-                homes.iter().take(64).map(|home| home.map_or("none".into(), |rank| rank.to_string())).collect();
+                homes.iter().take(16).map(|home| home.map_or("none".into(), |rank| rank.to_string())).collect();
             return Err(Error::Unsupported {
                 what: format!("PyTorch schedule: {stages} stages on ranks {}", shown.join(" ")),
                 why: "stages can be placed in a line, in a V, or in a loop".into(),

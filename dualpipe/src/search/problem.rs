@@ -52,7 +52,8 @@ impl Problem {
     /// A pipeline whose ranks all compute the same: `costs` of a whole rank (one stage of [`Placement::Line`]), one unit of
     /// memory for the activations of a rank and a micro-batch, kept until `W`, none for parameters, no cap.
     pub fn uniform(ranks: usize, micro_batches: usize, costs: &Costs) -> Result<Problem> {
-        Problem::from_stages(ranks, micro_batches, &vec![*costs; ranks.min(crate::MAX_CHUNKS)])
+        check_sizes(ranks, micro_batches)?;
+        Problem::from_stages(ranks, micro_batches, &vec![*costs; ranks])
     }
 
     /// A pipeline from the costs of its stages in order: one for each rank, which are then taken to be made of two equal halves, or two
@@ -62,6 +63,7 @@ impl Problem {
     /// # Errors
     /// Another number of stages, or costs that [`Costs::check`] refuses.
     pub fn from_stages(ranks: usize, micro_batches: usize, stages: &[Costs]) -> Result<Problem> {
+        check_sizes(ranks, micro_batches)?;
         let halves = match stages.len() {
             n if n == ranks => 2,
             n if ranks.checked_mul(2) == Some(n) => 1,
@@ -88,7 +90,7 @@ impl Problem {
             };
             slices.extend(std::iter::repeat_n(slice, halves));
         }
-        let links = stages.chunks(stages.len() / ranks.max(1)).map(|of_rank| of_rank[0].p2p).collect();
+        let links = stages.chunks(stages.len() / ranks).map(|of_rank| of_rank[0].p2p).collect();
         let problem = Problem { ranks, micro_batches, slices, links, memory: f64::INFINITY, placements: PLACEMENTS.to_vec() };
         problem.check()?;
         Ok(problem)
@@ -98,15 +100,7 @@ impl Problem {
     pub fn check(&self) -> Result<()> {
         let fault =
             |what: &str, expected: String, got: String| Err(Error::Shape { what: format!("search: {what}"), expected, got });
-        if self.ranks == 0 || self.micro_batches == 0 {
-            let got = format!("{} ranks and {} micro-batches", self.ranks, self.micro_batches);
-            return fault("sizes", "1 or more ranks and micro-batches".into(), got);
-        }
-        let chunks = self.ranks.checked_mul(2).and_then(|stages| stages.checked_mul(self.micro_batches));
-        if chunks.is_none_or(|chunks| chunks > MAX_SEARCHED) {
-            let got = format!("{} ranks and {} micro-batches", self.ranks, self.micro_batches);
-            return fault("sizes", format!("2 x ranks x micro-batches of at most {MAX_SEARCHED}"), got);
-        }
+        check_sizes(self.ranks, self.micro_batches)?;
         if self.slices.len() != 2 * self.ranks {
             return fault("slices", format!("{}, two a rank", 2 * self.ranks), self.slices.len().to_string());
         }
@@ -223,6 +217,19 @@ impl Problem {
 
 /// The largest `2 x ranks x micro-batches` that is searched.
 pub const MAX_SEARCHED: usize = 1 << 15;
+
+/// Sizes that there are, and that a search can look at.
+fn check_sizes(ranks: usize, micro_batches: usize) -> Result<()> {
+    let chunks = ranks.checked_mul(2).and_then(|stages| stages.checked_mul(micro_batches));
+    if chunks.is_some_and(|chunks| (1..=MAX_SEARCHED).contains(&chunks)) {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        what: "search: sizes".into(),
+        expected: format!("1 or more ranks and micro-batches, 2 x ranks x micro-batches of at most {MAX_SEARCHED}"),
+        got: format!("{ranks} ranks and {micro_batches} micro-batches"),
+    })
+}
 
 /// The cap with room for the rounding of sums.
 pub(crate) fn allowed(memory: f64) -> f64 {

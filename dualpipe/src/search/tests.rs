@@ -176,7 +176,7 @@ fn the_search_equals_the_exact_solver() {
             }
         };
         let problem = random_problem(&mut chance, ranks, micro_batches, placement);
-        let found = search(&problem, &Options { seed, known: false, ..Options::default() }).unwrap();
+        let found = search(&problem, &Options { seed, effort: 50_000, known: false }).unwrap();
         assert!(problem.fits(&found.schedule).unwrap());
         assert!(found.lower_bound <= found.makespan);
         if found.gap() < 1e-8 {
