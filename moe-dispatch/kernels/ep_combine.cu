@@ -9,7 +9,7 @@
 //
 // Launch: as ep_dispatch, with the same channels; it takes what that dispatch wrote, unchanged. Half 0 sends and receives, half 1
 // forwards. Rows of tokens without experts become zeros. `map` says where permutation put each choice's row; a choice without a row
-// ends the launch with a trap.
+// is left out, and said in `status`.
 
 #include "ep_combine.cuh"
 

@@ -19,10 +19,11 @@ struct CombineRank {
     const uint32_t* home_counts;        // 64
     const uint32_t* tokens;             // 72
     uint16_t* combined;                 // 80: bf16 [tokens, columns]
-    uint32_t expert_row_count;          // 88
-    uint32_t rank;                      // 92
+    uint32_t* status;                   // 88
+    uint32_t expert_row_count;          // 96
+    uint32_t rank;                      // 100
 };
-static_assert(sizeof(CombineRank) == 96, "the layout that the host writes");
+static_assert(sizeof(CombineRank) == 104, "the layout that the host writes");
 
 // Where things are in a workspace, in bytes.
 struct CombineOffsets {
@@ -42,7 +43,7 @@ struct CombineParams {
     uint64_t workspaces[MAX_RANKS];  //  128
     CombineRank ranks[MAX_HERE];     //  640
 };
-static_assert(sizeof(CombineParams) == 1408, "the layout that the host writes");
+static_assert(sizeof(CombineParams) == 1472, "the layout that the host writes");
 
 // One row to add, lane t's the t-th of the row's terms in the order of the leaves.
 struct Term {
@@ -171,10 +172,7 @@ struct Combine {
           half(blockIdx.x % 2), me(rank.rank), node(me / params.shape.ranks_per_node), place(me % params.shape.ranks_per_node),
           warp(threadIdx.x / 32), warps(blockDim.x / 32), lane(threadIdx.x % 32), own(params.workspaces[me]),
           policy(ptx::createpolicy_fractional_L2_evict_first()) {
-        const uint32_t tokens = *rank.tokens;
-        if (tokens > p.shape.max_tokens) {
-            ptx::trap();
-        }
+        const uint32_t tokens = tokens_of(rank.tokens, p.shape.max_tokens, rank.status);
         first = min(channel * p.shape.tokens_per_channel, tokens);
         count = min(p.shape.tokens_per_channel, tokens - first);
     }
@@ -211,8 +209,9 @@ struct Combine {
             present = choice >= 0;
             if (present) {
                 const int32_t at_row = rank.map[here * top_k + lane];
-                if (at_row < 0 || static_cast<uint32_t>(at_row) >= rank.expert_row_count) {
-                    ptx::trap();
+                present = at_row >= 0 && static_cast<uint32_t>(at_row) < rank.expert_row_count;
+                if (!present) {
+                    complain(rank.status, STATUS_ROW, static_cast<uint32_t>(here));
                 }
                 expert = static_cast<uint32_t>(choice);
                 term.row = reinterpret_cast<const uint8_t*>(rank.expert_rows) + static_cast<uint64_t>(at_row) * p.shape.row_bytes;

@@ -63,6 +63,30 @@ struct Shape {
 };
 static_assert(sizeof(Shape) == 64, "the layout that the host writes");
 
+// ---- What a caller got wrong -------------------------------------------------------------------------------------------
+
+// Words of a rank's `status`, zero at first: 1 + the number of a token (or of a place) where it happened. The exchange goes on without
+// what is wrong: a rank that stopped would leave the others waiting.
+enum Status : uint32_t {
+    STATUS_EXPERT = 0, // a token names an expert that does not exist
+    STATUS_TWICE = 1,  // a token names an expert twice
+    STATUS_TOKENS = 2, // there are more tokens than max_tokens
+    STATUS_ROW = 3,    // a choice has no expert row
+};
+
+__device__ __forceinline__ void complain(uint32_t* status, Status what, uint32_t where) {
+    ptx::st_relaxed_gpu_global(status + what, where + 1);
+}
+
+// The number of tokens, as far as there is room.
+__device__ __forceinline__ uint32_t tokens_of(const uint32_t* tokens, uint32_t max_tokens, uint32_t* status) {
+    const uint32_t count = *tokens;
+    if (count > max_tokens) {
+        complain(status, STATUS_TOKENS, max_tokens);
+    }
+    return min(count, max_tokens);
+}
+
 // ---- Flags -------------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ uint32_t slot_of(uint32_t number, uint32_t slots) { return number & (slots - 1); }

@@ -12,7 +12,7 @@
 // tokens_per_channel] tokens with choices masked out. The launch reads nothing but device memory, and leaves the rings ready for the
 // next: it may be repeated, in a graph too, with other tokens and routings in the same memory.
 //
-// An expert that does not exist or that a token has twice, or more tokens than max_tokens, ends the launch with a trap.
+// Experts that do not exist or that a token names twice, and tokens beyond max_tokens, are left out, and said in `status`.
 //
 // Cache: rows pass L1 by, and are the first to leave L2.
 

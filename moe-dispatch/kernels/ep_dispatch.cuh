@@ -20,10 +20,11 @@ struct DispatchRank {
     uint32_t* forward_counts;     //  80: [nodes, channels, 1 + ranks_per_node]
     int32_t* home_positions;      //  88: [max_tokens, nodes]
     uint32_t* home_counts;        //  96: [nodes, channels]
-    uint32_t rank;                // 104
-    uint32_t reserved;            // 108: zero
+    uint32_t* status;             // 104: [4], see Status
+    uint32_t rank;                // 112
+    uint32_t reserved;            // 116: zero
 };
-static_assert(sizeof(DispatchRank) == 112, "the layout that the host writes");
+static_assert(sizeof(DispatchRank) == 120, "the layout that the host writes");
 
 // Where things are in a workspace, in bytes. C channels, N nodes, L ranks a node, R ranks, K slots, T tokens of a channel.
 struct DispatchOffsets {
@@ -39,15 +40,17 @@ struct DispatchOffsets {
     uint64_t masks;      // 72: u64 [C, 2, T]: the ranks that a token goes to
     uint64_t positions;  // 80: u32 [C, R, T]: which of the rows for a rank a token is
     uint64_t lists;      // 88: u32 [C, N, T]: the tokens that go to a node
+    uint64_t experts;    // 96: i32 [C, 2, T, top_k]: those that exist, each once
+    uint64_t reserved;   // 104: zero
 };
 
 struct DispatchParams {
     Shape shape;                     //    0
     DispatchOffsets offsets;         //   64
-    uint64_t workspaces[MAX_RANKS];  //  160: of all ranks
-    DispatchRank ranks[MAX_HERE];    //  672
+    uint64_t workspaces[MAX_RANKS];  //  176: of all ranks
+    DispatchRank ranks[MAX_HERE];    //  688
 };
-static_assert(sizeof(DispatchParams) == 1568, "the layout that the host writes");
+static_assert(sizeof(DispatchParams) == 1648, "the layout that the host writes");
 
 // What goes before a row, in words: the token, its position among the rows for each rank of the node (or -1), its experts, its weights.
 struct Header {
@@ -77,10 +80,7 @@ struct Dispatch {
           half(blockIdx.x % 2), me(rank.rank), node(me / params.shape.ranks_per_node), place(me % params.shape.ranks_per_node),
           warp(threadIdx.x / 32), warps(blockDim.x / 32), lane(threadIdx.x % 32), own(params.workspaces[me]),
           policy(ptx::createpolicy_fractional_L2_evict_first()) {
-        const uint32_t tokens = *rank.tokens;
-        if (tokens > p.shape.max_tokens) {
-            ptx::trap();
-        }
+        const uint32_t tokens = tokens_of(rank.tokens, p.shape.max_tokens, rank.status);
         first = min(channel * p.shape.tokens_per_channel, tokens);
         count = min(p.shape.tokens_per_channel, tokens - first);
         epoch = state()[half] + 1;
@@ -128,6 +128,9 @@ struct Dispatch {
     __device__ __forceinline__ uint64_t* masks() const {
         return at<uint64_t>(own, p.offsets.masks) + (channel * 2 + half) * p.shape.tokens_per_channel;
     }
+    __device__ __forceinline__ int32_t* experts() const {
+        return at<int32_t>(own, p.offsets.experts) + (channel * 2 + half) * p.shape.tokens_per_channel * p.shape.top_k;
+    }
     __device__ __forceinline__ int32_t* positions(uint32_t to) const {
         return at<int32_t>(own, p.offsets.positions) + static_cast<uint64_t>(channel * p.shape.ranks + to) * p.shape.tokens_per_channel;
     }
@@ -137,26 +140,28 @@ struct Dispatch {
 
     // ---- Who goes where ------------------------------------------------------------------------------------------------
 
-    // The ranks of each token of the channel.
+    // The ranks of each token of the channel, and its experts without those that do not exist or were named before.
     __device__ __forceinline__ void find_ranks() const {
         uint64_t* const to = masks();
         for (uint32_t token = threadIdx.x; token < count; token += blockDim.x) {
-            const int32_t* const experts = rank.experts + static_cast<uint64_t>(first + token) * p.shape.top_k;
+            const int32_t* const given = rank.experts + static_cast<uint64_t>(first + token) * p.shape.top_k;
+            int32_t* const kept = experts() + token * p.shape.top_k;
             uint64_t mask = 0;
             for (uint32_t j = 0; j < p.shape.top_k; ++j) {
-                const int32_t expert = experts[j];
-                if (expert >= 0) {
-                    const uint32_t owner = static_cast<uint32_t>(expert) >> p.shape.expert_shift;
-                    if (owner >= p.shape.ranks) {
-                        ptx::trap();
-                    }
-                    mask |= 1ull << owner;
-                    for (uint32_t i = 0; i < j; ++i) {
-                        if (experts[i] == expert) {
-                            ptx::trap();
-                        }
+                int32_t expert = given[j];
+                const uint32_t owner = static_cast<uint32_t>(max(expert, 0)) >> p.shape.expert_shift;
+                if (owner >= p.shape.ranks) {
+                    complain(rank.status, STATUS_EXPERT, first + token);
+                    expert = -1;
+                }
+                for (uint32_t i = 0; i < j && expert >= 0; ++i) {
+                    if (given[i] == expert) {
+                        complain(rank.status, STATUS_TWICE, first + token);
+                        expert = -1;
                     }
                 }
+                kept[j] = expert;
+                mask |= expert >= 0 ? 1ull << owner : 0;
             }
             to[token] = mask;
         }
@@ -214,7 +219,6 @@ struct Dispatch {
     // A word of the header of a token of this rank that goes to a node.
     __device__ __forceinline__ uint32_t header_word(uint32_t word, uint32_t token, uint32_t to_node) const {
         const uint32_t per_node = p.shape.ranks_per_node, top_k = p.shape.top_k;
-        const uint64_t choices = static_cast<uint64_t>(first + token) * top_k;
         if (word == Header::TOKEN) {
             return first + token;
         }
@@ -223,9 +227,9 @@ struct Dispatch {
         }
         const uint32_t choice = word - Header::POSITIONS - per_node;
         if (choice < top_k) {
-            return static_cast<uint32_t>(rank.experts[choices + choice]);
+            return static_cast<uint32_t>(experts()[token * top_k + choice]);
         }
-        return __float_as_uint(rank.weights[choices + choice - top_k]);
+        return __float_as_uint(rank.weights[static_cast<uint64_t>(first + token) * top_k + choice - top_k]);
     }
     __device__ __forceinline__ uint32_t header_words() const {
         return Header::POSITIONS + p.shape.ranks_per_node + 2 * p.shape.top_k;

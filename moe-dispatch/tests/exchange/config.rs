@@ -1,6 +1,6 @@
 //! What is refused, by name.
 
-use crate::cases::{Kind, Rng, config, tokens, write_tokens};
+use crate::cases::{Kind, Rng, Tokens, check_dispatch, config, tokens, write_tokens};
 use crate::emulated;
 use moe_dispatch::gpu::Arch;
 use moe_dispatch::gpu::exchange::{Copies, ExchangeConfig, ExchangeKernels, Group};
@@ -115,14 +115,60 @@ fn more_blocks_than_a_device_holds() {
     }
 }
 
-/// A mistake in the routing ends the launch, and says so.
+/// What is wrong in a routing or a map is left out and said, and nobody waits for it.
 #[test]
-fn routings_that_cannot_be() {
-    for (experts, weights) in [(vec![1, 8], vec![1.0; 2]), (vec![3, 3], vec![1.0; 2])] {
-        let mut group = Group::new(config(1, 2, 8, 2, 4), &emulated(2, 0), 8).unwrap();
-        group.write_tokens(0, &[0; 256], &experts, &weights).unwrap();
+fn mistakes_of_the_caller() {
+    let mut group = Group::new(config(1, 2, 8, 2, 4), &emulated(2, 0), 2).unwrap();
+    let wrong = |result: Result<(), Error>| match result {
+        Err(e @ Error::Shape { .. }) => e.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let row: Vec<u8> = (0..256).map(|i| i as u8).collect();
+    for (experts, kept, said) in [
+        ([1, 8], [1, -1], "routing indices: expected experts below 8, got token 0 of rank 1"),
+        ([i32::MAX, 2], [-1, 2], "routing indices: expected experts below 8, got token 0 of rank 1"),
+        ([3, 3], [3, -1], "routing indices: expected different experts for a token, got token 0 of rank 1"),
+    ] {
+        group.write_tokens(0, &[], &[], &[]).unwrap();
+        group.write_tokens(1, &row, &experts, &[1.0; 2]).unwrap();
         group.dispatch().unwrap();
-        let report = group.synchronize().unwrap_err().to_string();
-        assert!(report.contains("trap"), "{report}");
+        assert_eq!(wrong(group.synchronize()), said);
+        group.synchronize().unwrap();
+        let kept = Tokens { rows: row.clone(), experts: kept.to_vec(), weights: vec![1.0; 2] };
+        check_dispatch(&group, &[Tokens::default(), kept]);
     }
+    // Rank 0 has expert 3: its place for the first token of rank 1.
+    let (places, top_k) = (group.config().places(), 2);
+    let place = places / 2;
+    for (at, is_wrong) in [(-1, true), (2, true), (i32::MAX, true), (1, false)] {
+        let mut map = vec![-1; places * top_k];
+        map[place * top_k] = at;
+        group.write_expert_rows(0, &[bf16::ONE; 2 * 128], &map).unwrap();
+        group.combine(true).unwrap();
+        match is_wrong {
+            true => assert_eq!(
+                wrong(group.synchronize()),
+                format!("map of expert rows: expected a row for each choice, got place {place} of rank 0")
+            ),
+            false => group.synchronize().unwrap(),
+        }
+        let combined = group.stream(1).unwrap().download(group.member(1).unwrap().combined()).unwrap();
+        assert!(combined[..128].iter().all(|&x| x == if is_wrong { bf16::ZERO } else { bf16::ONE }));
+    }
+}
+
+/// More tokens than there is room for, which only what writes through the address could say.
+#[test]
+fn too_many_tokens() {
+    let mut group = Group::new(config(1, 2, 8, 2, 4), &emulated(2, 0), 2).unwrap();
+    let full = Tokens { rows: vec![7; 4 * 256], experts: vec![0, 5, 1, 6, 2, 7, 3, 4], weights: vec![0.5; 8] };
+    group.write_tokens(0, &full.rows, &full.experts, &full.weights).unwrap();
+    group.write_tokens(1, &[], &[], &[]).unwrap();
+    let stream = group.stream(0).unwrap();
+    // SAFETY: four live bytes, which nothing else uses meanwhile.
+    unsafe { stream.fill_raw(group.member(0).unwrap().tokens().ptr(), 0xff, 4) }.unwrap();
+    group.dispatch().unwrap();
+    let said = group.synchronize().unwrap_err().to_string();
+    assert_eq!(said, "number of tokens: expected at most 4, got more than 4 of rank 0");
+    check_dispatch(&group, &[full, Tokens::default()]);
 }

@@ -4,6 +4,7 @@ use crate::cases::{Kind, Rng, check_combine, check_dispatch, config, tokens, wri
 use crate::{emulated, seeds};
 use moe_dispatch::gpu::Arch;
 use moe_dispatch::gpu::exchange::{Copies, ExchangeConfig, ExchangeKernels, Group};
+use proptest::prelude::*;
 use v3_gpu::Device;
 
 /// Dispatch and combine for each kind of routing, one after the other in the same memory.
@@ -168,5 +169,31 @@ fn every_text_of_the_kernels() {
             let load = |device: &Device| ExchangeKernels::load_for(device, arch, copies);
             exchange(config, &emulated(4, seed), &[Kind::Random, Kind::Random], &mut Rng(seed), load);
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, max_shrink_iters: 20, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_group_and_routing(
+        (nodes, per_node) in prop_oneof![Just((1, 1)), Just((1, 3)), Just((2, 1)), Just((3, 2)), Just((2, 2)), Just((5, 1)), Just((1, 5))],
+        shift in 0u32..4,
+        top_k in 1u32..9,
+        tokens in 1u32..14,
+        (row_vectors, column_vectors) in (1u32..40, 1u32..40),
+        (channels, slots_log, warps) in (1u32..3, 0u32..4, 2u32..7),
+        one_device in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let ranks = nodes * per_node;
+        let experts = ranks << shift;
+        let mut config = config(nodes, per_node, experts, top_k.min(experts), tokens);
+        (config.row_bytes, config.columns) = (row_vectors * 16, column_vectors * 8);
+        (config.sms, config.slots, config.warps) = (channels * 2, 1 << slots_log, warps);
+        let devices = if one_device { vec![emulated(1, seed).remove(0); ranks as usize] } else { emulated(ranks, seed) };
+        let kind = [Kind::Random, Kind::Skewed, Kind::Sparse, Kind::Empty];
+        let kinds = [kind[(seed % 4) as usize], kind[(seed / 4 % 4) as usize]];
+        emulate(config, &devices, &kinds, seed);
     }
 }

@@ -212,6 +212,8 @@ impl ExchangeConfig {
             masks: take(c * 2 * t * 8),
             positions: take(c * r * t * 4),
             lists: take(c * n * t * 4),
+            experts: take(c * 2 * t * u64::from(self.top_k) * 4),
+            reserved: 0,
         };
         let combine = CombineOffsets {
             fast_rows: take(c * r * k * combined),

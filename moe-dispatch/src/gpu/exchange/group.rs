@@ -156,6 +156,7 @@ pub struct Member {
     home_positions: Buffer<i32>,
     home_counts: Buffer<u32>,
     combined: Buffer<bf16>,
+    status: Buffer<u32>,
 }
 
 impl Member {
@@ -417,12 +418,30 @@ impl Group {
         Ok(())
     }
 
-    /// Waits for everything queued.
+    /// Waits for everything queued, and says what of the tokens was wrong since the last time and has been left out. The group can be used on.
     ///
     /// # Errors
-    /// What a kernel did wrong.
-    pub fn synchronize(&self) -> Result<()> {
-        Ok(self.places.iter().try_for_each(|place| place.stream.synchronize())?)
+    /// [`Error::Shape`] for experts that do not exist, an expert that a token names twice, more tokens than `max_tokens`, and choices without
+    /// an expert row; what the devices report.
+    pub fn synchronize(&mut self) -> Result<()> {
+        self.places.iter().try_for_each(|place| place.stream.synchronize())?;
+        let mut wrong = Ok(());
+        for rank in 0..self.members.len() {
+            let (experts, most) = (self.config.num_experts, self.config.max_tokens);
+            let (stream, member) = self.rank(rank)?;
+            let status = stream.download(&member.status)?;
+            let kinds = [
+                ("routing indices", format!("experts below {experts}"), "token"),
+                ("routing indices", "different experts for a token".into(), "token"),
+                ("number of tokens", format!("at most {most}"), "more than"),
+                ("map of expert rows", "a row for each choice".into(), "place"),
+            ];
+            if let Some((&at, (what, expected, where_))) = status.iter().zip(kinds).find(|(at, _)| **at > 0) {
+                stream.fill(&mut member.status, 0)?;
+                wrong = wrong.and(Err(Error::Shape { what, expected, got: format!("{where_} {} of rank {rank}", at - 1) }));
+            }
+        }
+        wrong
     }
 
     fn workspaces(&self) -> [DevicePtr; MAX_RANKS] {
@@ -437,7 +456,9 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         // Kernels of one device reach into another's memory: none of it goes before all are done. Nobody can be told of an error.
-        let _ = self.synchronize();
+        for place in &self.places {
+            let _ = place.stream.synchronize();
+        }
     }
 }
 
@@ -467,6 +488,7 @@ impl Member {
             home_positions: stream.alloc(tokens * nodes)?,
             home_counts: stream.zeroed(nodes * channels)?,
             combined: stream.alloc(tokens * columns)?,
+            status: stream.zeroed(4)?,
         })
     }
 
@@ -485,6 +507,7 @@ impl Member {
             forward_counts: self.forward_counts.ptr(),
             home_positions: self.home_positions.ptr(),
             home_counts: self.home_counts.ptr(),
+            status: self.status.ptr(),
             rank: rank as u32,
             reserved: 0,
         }
@@ -503,6 +526,7 @@ impl Member {
             home_counts: self.home_counts.ptr(),
             tokens: self.tokens.ptr(),
             combined: self.combined.ptr(),
+            status: self.status.ptr(),
             // It fits: a buffer of u32 rows.
             expert_row_count: (self.expert_rows.len() / columns as usize) as u32,
             rank: rank as u32,

@@ -34,8 +34,8 @@
 //! # What is refused
 //!
 //! Replicas, experts out of order, blocks of experts that are no power of two, and nodes that are not full or, if there are several, have no power of
-//! two of ranks are [`Error::Unsupported`](crate::Error::Unsupported). An expert that does not exist, a token's expert listed twice or a choice
-//! without a row end the launch with a trap, after which the context is lost.
+//! two of ranks are [`Error::Unsupported`](crate::Error::Unsupported). An expert that does not exist or that a token names twice, a token too many, or a choice
+//! without a row is left out, and [`Group::synchronize`] says so: a rank that stopped there would leave the others waiting for ever.
 
 mod config;
 mod group;

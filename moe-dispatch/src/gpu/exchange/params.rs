@@ -71,6 +71,9 @@ pub struct DispatchRank {
     pub home_positions: DevicePtr,
     /// u32 `[N, C]`: tokens for each node.
     pub home_counts: DevicePtr,
+    /// u32 `[4]`, zero at first: what was wrong and left out, as 1 + the number of a token: an expert that does not exist, an expert named
+    /// twice, more tokens than there is room for; as 1 + the number of a place: a choice without a row.
+    pub status: DevicePtr,
     /// Its number.
     pub rank: u32,
     /// Zero.
@@ -105,6 +108,10 @@ pub struct DispatchOffsets {
     pub positions: u64,
     /// Tokens for each node.
     pub lists: u64,
+    /// Experts of each token.
+    pub experts: u64,
+    /// Zero.
+    pub reserved: u64,
 }
 
 /// Parameters of `ep_dispatch` (kernels/ep_dispatch.cu).
@@ -147,6 +154,8 @@ pub struct CombineRank {
     pub tokens: DevicePtr,
     /// bf16 `[tokens, columns]`.
     pub combined: DevicePtr,
+    /// See [`DispatchRank`].
+    pub status: DevicePtr,
     /// Rows of `expert_rows`.
     pub expert_row_count: u32,
     /// Its number.
@@ -193,24 +202,24 @@ const _: () = {
     assert!(size_of::<Shape>() == 64);
     assert!(offset_of!(Shape, slots) == 28);
     assert!(offset_of!(Shape, header_bytes) == 44);
-    assert!(size_of::<DispatchRank>() == 112);
+    assert!(size_of::<DispatchRank>() == 120);
     assert!(offset_of!(DispatchRank, out_rows) == 32);
     assert!(offset_of!(DispatchRank, out_counts) == 64);
     assert!(offset_of!(DispatchRank, home_counts) == 96);
-    assert!(offset_of!(DispatchRank, rank) == 104);
-    assert!(size_of::<DispatchOffsets>() == 96);
+    assert!(offset_of!(DispatchRank, rank) == 112);
+    assert!(size_of::<DispatchOffsets>() == 112);
     assert!(offset_of!(DispatchOffsets, state) == 64);
-    assert!(size_of::<DispatchParams>() == 1568);
+    assert!(size_of::<DispatchParams>() == 1648);
     assert!(offset_of!(DispatchParams, offsets) == 64);
-    assert!(offset_of!(DispatchParams, workspaces) == 160);
-    assert!(offset_of!(DispatchParams, ranks) == 672);
-    assert!(size_of::<CombineRank>() == 96);
+    assert!(offset_of!(DispatchParams, workspaces) == 176);
+    assert!(offset_of!(DispatchParams, ranks) == 688);
+    assert!(size_of::<CombineRank>() == 104);
     assert!(offset_of!(CombineRank, out_weights) == 24);
     assert!(offset_of!(CombineRank, tokens) == 72);
-    assert!(offset_of!(CombineRank, expert_row_count) == 88);
+    assert!(offset_of!(CombineRank, expert_row_count) == 96);
     assert!(size_of::<CombineOffsets>() == 64);
     assert!(offset_of!(CombineOffsets, state) == 48);
-    assert!(size_of::<CombineParams>() == 1408);
+    assert!(size_of::<CombineParams>() == 1472);
     assert!(offset_of!(CombineParams, workspaces) == 128);
     assert!(offset_of!(CombineParams, ranks) == 640);
 };
