@@ -64,7 +64,11 @@
 //!
 //! # Features
 //!
-//! `rayon` (default): loops over rows use the pool of the calling thread.
+//! - `rayon` (default): loops over rows use the pool of the calling thread.
+//! - `gpu`: kernels for GPUs with their host code, the module `gpu`: dispatch and combine between devices. Pure Rust: neither toolkit nor
+//!   driver is needed, and on the emulator of `v3-gpu` they run anywhere.
+//! - `cuda`: GPUs through the CUDA driver, which is loaded when it is first called.
+//! - `nvcc`: compiles the kernels with CUDA's nvcc instead of embedding the PTX that comes along.
 //!
 //! # Speed
 //!

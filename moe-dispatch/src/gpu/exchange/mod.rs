@@ -5,6 +5,29 @@
 //! rows for a token, the gateway those of its node, the token's rank those of the nodes. A rank of the group is a device, or one of several on a
 //! device, which then share one launch.
 //!
+//! ```no_run
+//! use moe_dispatch::Layout;
+//! use moe_dispatch::gpu::exchange::{ExchangeConfig, Group};
+//!
+//! # fn main() -> moe_dispatch::Result<()> {
+//! // 256 experts on 8 GPUs, 4 a node; top-8, up to 4096 tokens a rank, rows of 7168 E4M3 with 56 scales behind, 7168 columns back.
+//! let layout = Layout::new(256, 8, 4)?;
+//! let config = ExchangeConfig::new(&layout, 8, 4096, 7168 + 224, 7168)?;
+//! let devices = (0..8).map(v3_gpu::Device::cuda).collect::<Result<Vec<_>, _>>()?;
+//! let mut group = Group::new(ExchangeConfig { sms: 20, ..config }, &devices, 4096 * 8)?;
+//! # let (rows, experts, weights) = (vec![0u8; 7392], vec![0i32, 1, 2, 3, 4, 5, 6, 7], vec![0.125f32; 8]);
+//! for rank in 0..8 {
+//!     // Or kernels write through the addresses of `group.member(rank)`.
+//!     group.write_tokens(rank, &rows, &experts, &weights)?;
+//! }
+//! group.dispatch()?;
+//! // ... on each rank: permute `out_rows` by `out_experts`, run the experts, give combine their rows and the map to them ...
+//! group.combine(true)?;
+//! group.synchronize()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Channels and roles
 //!
 //! A channel is two blocks, so two multiprocessors, of each rank, with a share of the tokens and with rings of its own. The warps of one block
