@@ -102,6 +102,7 @@ pub mod reference;
 pub mod router;
 mod sums;
 mod tree;
+pub mod tune;
 
 pub use combine::{Combine, CombineBackward, CombineGradients, CombineOptions, Combined, Wire};
 pub use cpu::Element;

@@ -67,7 +67,7 @@ pub fn cases() -> impl Strategy<Value = Case> {
         prop_oneof![Just(1usize), Just(3), Just(4096)],
         prop_oneof![2 => Just(1usize), 1 => Just(2), 1 => Just(5)],
         any::<bool>(),
-        prop::option::weighted(0.3, 0usize..3),
+        prop::option::weighted(0.5, 0usize..3),
     );
     (group, sizes, options, load, 0u8..3, (prop::option::of(1usize..3), any::<bool>()), any::<u64>()).prop_map(
         |(

@@ -163,7 +163,7 @@ enum Driver {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(192))]
 
     #[test]
     fn exchanges_in_flight_give_what_each_gives_alone(
