@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let options = TuneOptions { row_len: 512, ..TuneOptions::default() };
         tune(&comm, &layout, &routing, PlanOptions::default(), &options)
     })?;
-    for tuned in tuned.first() {
+    if let Some(tuned) = tuned.first() {
         print!("{tuned}");
         if let Some(file) = &file {
             tuned.write(file)?;

@@ -148,7 +148,8 @@ pub fn tune(comm: &Comm, layout: &Layout, routing: &Routing, base: PlanOptions, 
 
 fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+    // Whole nanoseconds: more digits say nothing.
+    times.get(times.len() / 2).map_or(f64::NAN, |seconds| (seconds * 1e9).round() / 1e9)
 }
 
 fn refuse(reason: impl Into<String>) -> Error {
