@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use v3_ranks::{Comm, Error, Heartbeat, MpiConfig, WorldConfig, run_mpi, run_threads};
+use v3_ranks::{Comm, Error, Heartbeat, Lane, MpiConfig, Step, Task, WorldConfig, run_mpi, run_threads};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -22,6 +22,7 @@ pub fn run(case: &str) -> ExitCode {
         "messages" => rank(config(), messages),
         "collectives" => rank(config(), collectives),
         "as-threads" => rank(config(), as_threads),
+        "lanes" => rank(config(), lanes),
         "own-errors" => rank(config(), own_errors),
         "progress" => rank(MpiConfig::default(), progress),
         "idle" => rank(config(), idle),
@@ -215,6 +216,60 @@ fn as_threads(comm: &Comm) -> Outcome {
     let here = program(comm)?;
     let threads = run_threads(WorldConfig::new(comm.size()), |comm| program(&comm))?;
     expect("the same program as threads", &here, &threads[comm.rank()])
+}
+
+/// Sends a vector to every other rank and takes one from each.
+struct Everybody {
+    tag: u64,
+    len: usize,
+    sent: bool,
+    missing: Vec<usize>,
+    sum: u64,
+}
+
+impl Task for Everybody {
+    type Output = u64;
+    type Error = Error;
+
+    fn poll(&mut self, comm: &Comm) -> v3_ranks::Result<Step<u64>> {
+        if !std::mem::replace(&mut self.sent, true) {
+            for &dst in &self.missing {
+                comm.send(dst, self.tag, vec![comm.rank() as u64 + self.tag; self.len])?;
+            }
+        }
+        let mut missing = Vec::new();
+        for &src in &self.missing {
+            match comm.try_recv::<u64>(src, self.tag)? {
+                Some(data) => self.sum += data.iter().sum::<u64>(),
+                None => missing.push(src),
+            }
+        }
+        self.missing = missing;
+        let waits = self.missing.iter().map(|&src| (src, self.tag)).collect::<Vec<_>>();
+        Ok(if waits.is_empty() { Step::Done(self.sum) } else { Step::Waiting(waits) })
+    }
+}
+
+/// Several tasks of a lane are in flight between processes while the rank itself uses the messages, too.
+fn lanes(comm: &Comm) -> Outcome {
+    let (me, size) = (comm.rank(), comm.size());
+    let lane = Lane::spawn(comm, "exchange")?;
+    for round in 0..20u64 {
+        let len = |tag: u64| [3, 0, 20_000, 500][(tag % 4) as usize];
+        let submit = |tag: u64| {
+            let missing = (0..size).filter(|&rank| rank != me).collect();
+            lane.submit(Everybody { tag, len: len(tag), sent: false, missing, sum: 0 })
+        };
+        let tickets: Vec<_> = (0..5).map(|i| (round * 5 + i, submit(round * 5 + i))).collect();
+        let mut sum = [1u64];
+        comm.all_reduce_sum(&mut sum)?;
+        expect("a sum meanwhile", &sum[0], &(size as u64))?;
+        for (tag, ticket) in tickets.into_iter().rev() {
+            let others: u64 = (0..size as u64).filter(|&rank| rank != me as u64).map(|rank| rank + tag).sum();
+            expect(format!("task {tag}"), &ticket.finish(comm)?, &(others * len(tag) as u64))?;
+        }
+    }
+    Ok(())
 }
 
 /// Errors that a rank can deal with are values, and the messages go on after them.

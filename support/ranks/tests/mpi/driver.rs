@@ -28,6 +28,7 @@ const CASES: &[Case] = &[
     Case { name: "messages", ranks: ALL, end: || End::Good },
     Case { name: "collectives", ranks: ALL, end: || End::Good },
     Case { name: "as-threads", ranks: ALL, end: || End::Good },
+    Case { name: "lanes", ranks: ALL, end: || End::Good },
     Case { name: "own-errors", ranks: ALL, end: || End::Good },
     Case { name: "progress", ranks: &[2, 4], end: || End::Good },
     Case { name: "idle", ranks: &[2], end: || End::Good },
