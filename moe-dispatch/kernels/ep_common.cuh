@@ -5,7 +5,7 @@
 // own node that is s itself. Every rank has a workspace that all others reach (peer-mapped, or on the same device).
 //
 // A channel is two blocks of each rank, half 0 and half 1, and has its own share of the tokens, rings and flags: channels know
-// nothing of each other. All blocks of all ranks must be resident together.
+// nothing of each other, and a launch may have some of them only, the same on all ranks. All blocks of all ranks must be resident together.
 //
 // A ring has `slots` slots of one row each. Rows of a stream are numbered on, launch after launch: row number q (a u32 that may wrap) goes to
 // slot q % slots on lap q / slots. Two flags a slot, both 0 at first: `full`, in the workspace of the reader, becomes the first number of

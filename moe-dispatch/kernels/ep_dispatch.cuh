@@ -26,7 +26,8 @@ struct DispatchRank {
 };
 static_assert(sizeof(DispatchRank) == 120, "the layout that the host writes");
 
-// Where things are in a workspace, in bytes. C channels, N nodes, L ranks a node, R ranks, K slots, T tokens of a channel.
+// Where things are in a workspace, in bytes. What lasts from launch to launch depends on the channel's number, not on how many there
+// are: launches may have fewer channels than the workspace has room for. C channels, N nodes, L ranks a node, R ranks, K slots, T tokens of a channel.
 struct DispatchOffsets {
     uint64_t slow_rows;  //  0: [C, N, K, header and row]: from the rank at this place in each other node
     uint64_t slow_full;  //  8: u32 [C, N, K]
@@ -34,8 +35,8 @@ struct DispatchOffsets {
     uint64_t fast_rows;  // 24: [C, R, K, header and row]: rows of each source, through its gateway
     uint64_t fast_full;  // 32: u32 [C, R, K]
     uint64_t fast_free;  // 40: u32 [C, N, L, K]: of the rings that this rank writes, for each origin, in each rank of its node
-    uint64_t slow_count; // 48: u64 [2, C, N, 1 + L]: rows that come for this node, and for each of its ranks
-    uint64_t fast_count; // 56: u64 [2, C, R]: rows that come from each source
+    uint64_t slow_count; // 48: u64 [C, 2, N, 1 + L]: rows that come for this node, and for each of its ranks
+    uint64_t fast_count; // 56: u64 [C, 2, R]: rows that come from each source
     uint64_t state;      // 64: u32 [C, 2 + 2 N + 2 R]: the epochs of both halves, the next numbers of every ring
     uint64_t masks;      // 72: u64 [C, 2, T]: the ranks that a token goes to
     uint64_t positions;  // 80: u32 [C, R, T]: which of the rows for a rank a token is
@@ -111,11 +112,11 @@ struct Dispatch {
     __device__ __forceinline__ uint32_t* fast_sent() const { return slow_taken() + p.shape.nodes; }
     __device__ __forceinline__ uint32_t* fast_taken() const { return fast_sent() + p.shape.ranks; }
     __device__ __forceinline__ unsigned long long* slow_count(uint64_t workspace, uint32_t origin) const {
-        const uint32_t row = ((epoch & 1) * p.shape.channels + channel) * p.shape.nodes + origin;
+        const uint32_t row = (channel * 2 + (epoch & 1)) * p.shape.nodes + origin;
         return at<unsigned long long>(workspace, p.offsets.slow_count) + row * (1 + p.shape.ranks_per_node);
     }
     __device__ __forceinline__ unsigned long long* fast_count(uint64_t workspace, uint32_t source) const {
-        return at<unsigned long long>(workspace, p.offsets.fast_count) + ((epoch & 1) * p.shape.channels + channel) * p.shape.ranks + source;
+        return at<unsigned long long>(workspace, p.offsets.fast_count) + (channel * 2 + (epoch & 1)) * p.shape.ranks + source;
     }
     // Slot number `index` of a ring of the slow hop, which belongs to a node, and of one of the fast hop, of a source or of an origin
     // and a place (L * origin + place).

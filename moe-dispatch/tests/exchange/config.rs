@@ -96,6 +96,9 @@ fn groups() {
     assert_eq!(shape(group.write_expert_rows(0, &[bf16::ZERO; 9 * 128], &vec![-1; config.places() * 2])), "expert rows");
     assert_eq!(shape(group.write_expert_rows(0, &[bf16::ZERO; 100], &vec![-1; config.places() * 2])), "expert rows");
     assert_eq!(shape(group.write_expert_rows(0, &[], &[-1])), "expert rows");
+    for (sms, kept) in [(4, false), (1, false), (0, false), (2, true)] {
+        assert_eq!(group.set_sms(sms).is_ok(), kept, "{sms} multiprocessors");
+    }
     // Tokens that were not dispatched are not combined.
     write_tokens(&mut group, &tokens(&config, Kind::Random, &mut Rng(1)));
     group.dispatch().unwrap();

@@ -123,6 +123,27 @@ fn repeated_launches_of_the_same_parameters() {
     }
 }
 
+/// Each launch with as many multiprocessors as it likes, on the same memory.
+#[test]
+fn budgets_change_from_launch_to_launch() {
+    for seed in 0..seeds() {
+        let mut config = config(2, 2, 16, 3, 11);
+        config.sms = 8;
+        let mut group = Group::new(config, &emulated(4, seed), config.ranks * config.max_tokens * config.top_k).unwrap();
+        let mut rng = Rng(40 + seed);
+        for sms in [8, 2, 2, 6, 2, 8, 4, 6] {
+            group.set_sms(sms).unwrap();
+            let all = tokens(&config, Kind::Random, &mut rng);
+            write_tokens(&mut group, &all);
+            group.dispatch().unwrap();
+            write_expert_rows(&mut group, &all, &mut rng);
+            group.combine(true).unwrap();
+            check_dispatch(&group, &all);
+            check_combine(&group, &all, true);
+        }
+    }
+}
+
 /// What crosses between nodes is a row for each distinct pair of a token and another node.
 #[test]
 fn a_token_crosses_once_for_each_node() {

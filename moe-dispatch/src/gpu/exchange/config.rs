@@ -34,7 +34,7 @@ pub struct ExchangeConfig {
     pub row_bytes: u32,
     /// bf16 columns of a combined row, a multiple of 8.
     pub columns: u32,
-    /// Multiprocessors that a rank may use at a time: an even number from 2 to 256, two for each channel.
+    /// Multiprocessors that a rank uses: an even number from 2 to 256, two for each channel.
     pub sms: u32,
     /// Rows that a ring holds: a power of two, at least 1.
     pub slots: u32,
@@ -182,14 +182,19 @@ impl ExchangeConfig {
         (4 * (1 + self.ranks_per_node + 2 * self.top_k)).next_multiple_of(16)
     }
 
-    /// Where everything is in a workspace. It serves this configuration alone.
+    /// Tokens that tables have room for: those of every channel, whatever part of the channels a launch has.
+    pub(crate) fn room(&self) -> u64 {
+        u64::from(self.max_tokens) + u64::from(self.channels())
+    }
+
+    /// Where everything is in a workspace. It serves this configuration, and the same with fewer multiprocessors.
     ///
     /// # Errors
     /// As [`ExchangeConfig::check`].
     pub fn workspace(&self) -> Result<Workspace> {
         self.check()?;
         let [c, n, l, r] = [self.channels(), self.nodes(), self.ranks_per_node, self.ranks].map(u64::from);
-        let [k, t] = [self.slots, self.tokens_per_channel()].map(u64::from);
+        let (k, tokens) = (u64::from(self.slots), self.room());
         // Every factor is bounded by `check`: at most 2^7 * 2^6 * 2^16 * 2^21 bytes.
         let slot = u64::from(self.header_bytes()) + u64::from(self.row_bytes);
         let combined = u64::from(self.columns) * 2;
@@ -206,13 +211,13 @@ impl ExchangeConfig {
             fast_rows: take(c * r * k * slot),
             fast_full: take(c * r * k * 4),
             fast_free: take(c * r * k * 4),
-            slow_count: take(2 * c * n * (1 + l) * 8),
-            fast_count: take(2 * c * r * 8),
+            slow_count: take(c * 2 * n * (1 + l) * 8),
+            fast_count: take(c * 2 * r * 8),
             state: take(c * (2 + 2 * n + 2 * r) * 4),
-            masks: take(c * 2 * t * 8),
-            positions: take(c * r * t * 4),
-            lists: take(c * n * t * 4),
-            experts: take(c * 2 * t * u64::from(self.top_k) * 4),
+            masks: take(2 * tokens * 8),
+            positions: take(r * tokens * 4),
+            lists: take(n * tokens * 4),
+            experts: take(2 * tokens * u64::from(self.top_k) * 4),
             reserved: 0,
         };
         let combine = CombineOffsets {

@@ -133,7 +133,7 @@ impl ExchangeKernels {
     }
 }
 
-/// One rank of a [`Group`]: its memory, at addresses that stay. Kernels that make what it sends may write through the addresses of `rows`,
+/// One rank of a [`Group`]: its memory, at addresses that stay. Buffers with places may be longer than [`ExchangeConfig::places`] says. Kernels that make what it sends may write through the addresses of `rows`,
 /// `experts`, `weights`, `tokens`, `expert_rows` and `map`.
 #[derive(Debug)]
 pub struct Member {
@@ -241,7 +241,10 @@ struct Place {
 /// All ranks of a group on devices of this process. Ranks on one device share its launches.
 #[derive(Debug)]
 pub struct Group {
+    /// With the multiprocessors of the launches to come.
     config: ExchangeConfig,
+    /// Those that there is room for.
+    most_sms: u32,
     workspace: Workspace,
     members: Vec<Member>,
     places: Vec<Place>,
@@ -309,12 +312,28 @@ impl Group {
         }
         // A workspace is zero before anyone reaches into it.
         places.iter().try_for_each(|place| place.stream.synchronize())?;
-        Ok(Group { config, workspace, members, places, dispatched: false })
+        Ok(Group { config, most_sms: config.sms, workspace, members, places, dispatched: false })
     }
 
     /// Its sizes.
     pub fn config(&self) -> &ExchangeConfig {
         &self.config
+    }
+
+    /// Lets launches to come use another number of multiprocessors on every rank. The places of dispatched rows depend on it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when it is odd, or none, or more than the group was made for.
+    pub fn set_sms(&mut self, sms: u32) -> Result<()> {
+        if sms > self.most_sms {
+            let reason = format!("{sms}, where there is room for {}", self.most_sms);
+            return Err(Error::Config { what: "multiprocessors", reason });
+        }
+        let config = ExchangeConfig { sms, ..self.config };
+        config.check()?;
+        self.dispatched = false;
+        self.config = config;
+        Ok(())
     }
 
     /// The stream of a rank.
@@ -357,9 +376,10 @@ impl Group {
     /// [`Error::Shape`] when the rank does not exist, has room for fewer rows, or the map has another length; what the device refuses.
     pub fn write_expert_rows(&mut self, rank: usize, rows: &[bf16], map: &[i32]) -> Result<()> {
         let columns = self.config.columns as usize;
+        let choices = self.config.places() * self.config.top_k as usize;
         let (stream, member) = self.rank(rank)?;
-        if !rows.len().is_multiple_of(columns) || rows.len() > member.expert_rows.len() || map.len() != member.map.len() {
-            let (room, choices) = (member.expert_rows.len() / columns, member.map.len());
+        if !rows.len().is_multiple_of(columns) || rows.len() > member.expert_rows.len() || map.len() != choices {
+            let room = member.expert_rows.len() / columns;
             let expected = format!("at most {room} rows of {columns}, and {choices} choices");
             return Err(Error::Shape { what: "expert rows", expected, got: format!("{} elements, {}", rows.len(), map.len()) });
         }
@@ -467,8 +487,8 @@ impl Member {
         // Bounded by `check`.
         let [ranks, nodes, channels, tokens, top_k] =
             [config.ranks, config.nodes(), config.channels(), config.max_tokens, config.top_k].map(|x| x as usize);
-        let (places, row_bytes, columns) = (config.places(), config.row_bytes as usize, config.columns as usize);
-        let through = nodes * channels * config.tokens_per_channel() as usize;
+        let (row_bytes, columns) = (config.row_bytes as usize, config.columns as usize);
+        let (places, through) = (ranks * config.room() as usize, nodes * config.room() as usize);
         Ok(Member {
             place,
             workspace: stream.zeroed(usize::try_from(workspace.bytes).unwrap_or(usize::MAX))?,
