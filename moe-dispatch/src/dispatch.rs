@@ -7,7 +7,7 @@ use bytemuck::Pod;
 use bytemuck::allocation::zeroed_vec;
 use v3_ranks::{Comm, Step, Task, run_task};
 
-use crate::cpu::{RowMap, gather_rows};
+use crate::cpu::{RowMap, gather_rows, stock};
 use crate::error::{Error, Result};
 use crate::exchange::{Arrived, Exchange, Mover};
 use crate::in_flight::{drive, finished};
@@ -158,7 +158,7 @@ impl<T: Pod + Send + Sync, U: Pod + Send + Sync> sealed::Rows for Pairs<T, U> {
 
 /// Copies of some rows, as a message.
 pub(crate) fn pack<T: Pod + Send + Sync>(rows: &[T], row_len: usize, list: &[u32]) -> Result<Vec<T>> {
-    let mut message = zeroed_vec(list.len() * row_len);
+    let mut message = stock::take(list.len() * row_len);
     gather_rows(list, rows, row_len, &mut message)?;
     Ok(message)
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 use v3_ranks::{Comm, Step};
 
-use crate::cpu::RowMap;
+use crate::cpu::{RowMap, stock};
 use crate::error::{Error, Result};
 use crate::in_flight::Pending;
 use crate::plan::{Counters, Kind, Plan, PlanOptions, Send, tag};
@@ -46,6 +46,8 @@ pub(crate) struct Exchange {
     /// The next chunk of every list to send.
     chunk: usize,
     sent: bool,
+    /// The own rows before this one have been in a message, if they are in any.
+    packed: usize,
     /// Own rows delivered.
     own: usize,
     streams: Option<Vec<Stream>>,
@@ -57,7 +59,7 @@ fn part(send: &Send, channel: usize) -> &[u32] {
 
 impl Exchange {
     pub fn new(sequence: u64, row_len: usize) -> Self {
-        Exchange { sequence, row_len, chunk: 0, sent: false, own: 0, streams: None }
+        Exchange { sequence, row_len, chunk: 0, sent: false, packed: 0, own: 0, streams: None }
     }
 
     /// Sends the next chunk of every destination and channel in turn; false when there are no more.
@@ -79,6 +81,7 @@ impl Exchange {
                 let Some(rest) = rows.get(self.chunk * options.chunk_rows..).filter(|rest| !rest.is_empty()) else { continue };
                 let rows = &rest[..rest.len().min(options.chunk_rows)];
                 more = true;
+                self.packed = self.packed.max(rows.last().map_or(0, |&row| row as usize + 1));
                 let message = mover.pack(rows)?;
                 counters.add(send.slow, rows.len(), size_of_val(message.as_slice()));
                 comm.send_rows(send.to, tag(Kind::Rows, self.sequence, channel, comm.rank()), message, rows.len())?;
@@ -105,6 +108,12 @@ impl Exchange {
         });
         loop {
             let mut progress = self.send_chunks(comm, &plan.sends, &plan.options, &plan.dispatched, mover)?;
+            // What has just been packed is still in the caches.
+            let packed = self.packed.min(plan.tokens);
+            if progress && self.own < packed {
+                mover.deliver(Arrived::Own(self.own..packed), self.own, &plan.own)?;
+                self.own = packed;
+            }
             let mut failed = None;
             streams.retain_mut(|stream| {
                 if failed.is_some() {
@@ -181,15 +190,16 @@ impl Exchange {
                 let list = &list[..list.partition_point(|&row| row < end_row)];
                 *done += list.len();
                 for list in list.chunks(longest) {
-                    let mut message = Vec::with_capacity(list.len() * row_len);
-                    for &row in list {
-                        message.extend_from_slice(&chunk[(row - first_row) as usize * row_len..][..row_len]);
+                    let mut message = stock::take::<E>(list.len() * row_len);
+                    for (to, &row) in message.chunks_exact_mut(row_len).zip(list) {
+                        to.copy_from_slice(&chunk[(row - first_row) as usize * row_len..][..row_len]);
                     }
                     plan.dispatched.add(send.slow, list.len(), size_of_val(message.as_slice()));
                     comm.send_rows(send.to, tag, message, list.len())?;
                 }
             }
             mover.deliver(Arrived::Message(&chunk), first, &inbound.delivery)?;
+            stock::give(chunk);
         }
         Ok((some, false))
     }

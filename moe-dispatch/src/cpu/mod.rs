@@ -28,6 +28,7 @@
 
 mod rows;
 mod select;
+pub(crate) mod stock;
 mod stream;
 mod sums;
 

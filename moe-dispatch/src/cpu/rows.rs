@@ -11,6 +11,9 @@ use crate::router::{check_len, shape};
 /// Bytes that one thread writes at a time, about.
 const BYTES_PER_ITEM: usize = 1 << 19;
 
+/// Messages of at least this many bytes go past the caches.
+const LARGE_MESSAGE: usize = 1 << 20;
+
 /// For each of some source rows, the rows of a result that are copies of it. A row of the result is a copy of at most one source row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowMap {
@@ -123,14 +126,23 @@ impl RowMap {
         let per_item = (BYTES_PER_ITEM * count.max(1) / (bytes * copies.max(1))).max(1);
         par::for_each(count.div_ceil(per_item), |item| {
             let result = &result;
-            let mut places: Vec<*mut u8> = Vec::with_capacity(16);
-            for at in item * per_item..((item + 1) * per_item).min(count) {
+            let (mut places, mut next): (Vec<*mut u8>, Vec<*mut u8>) = (Vec::with_capacity(16), Vec::with_capacity(16));
+            let find = |at: usize, places: &mut Vec<*mut u8>| {
                 places.clear();
                 // SAFETY: each row of the result begins `bytes` after the one before, and `to` holds rows of the result only.
                 places.extend(self.copies(first + at).iter().map(|&row| unsafe { result.0.add(row as usize * bytes) }));
+                copier.prepare(places, bytes);
+            };
+            let part = item * per_item..((item + 1) * per_item).min(count);
+            find(part.start, &mut places);
+            for at in part.clone() {
+                if at + 1 < part.end {
+                    find(at + 1, &mut next);
+                }
                 // SAFETY: a row of the result is in `to` once, so this thread alone writes it; `out` is borrowed for as long as the loop
                 // runs; the source row is inside `rows`, and T has no padding and accepts any bytes.
                 unsafe { copier.copy(rows.as_ptr().add(at * row_len).cast(), &places, bytes) };
+                std::mem::swap(&mut places, &mut next);
             }
             copier.finish();
         });
@@ -153,11 +165,14 @@ pub fn gather_rows<T: Pod + Send + Sync>(list: &[u32], rows: &[T], row_len: usiz
     if let Some(row) = list.iter().find(|&&row| row as usize >= count) {
         return Err(shape("gathered rows", format!("rows below {count}"), row));
     }
-    let copier = Copier::new(Isa::detect(), size_of_val(out));
+    // Another core reads it, and the lines that this core still owned would have to be fetched from it one by one.
+    let large = size_of_val(out) >= LARGE_MESSAGE;
+    let copier = Copier::new(Isa::detect(), if large { usize::MAX } else { 0 });
     let per_item = (BYTES_PER_ITEM / bytes).max(1);
     par::for_each_chunk_mut(out, per_item * row_len, |item, out| {
         for (to, &row) in out.chunks_exact_mut(row_len).zip(&list[item * per_item..]) {
             let from = &rows[row as usize * row_len..][..row_len];
+            copier.prepare(&[to.as_mut_ptr().wrapping_add(row_len).cast()], bytes);
             // SAFETY: both rows are `bytes` long, and `out` is borrowed alone.
             unsafe { copier.copy(from.as_ptr().cast(), &[to.as_mut_ptr().cast()], bytes) };
         }

@@ -13,6 +13,10 @@ pub(crate) const STREAM_BYTES: usize = 8 << 20;
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
 
+/// How far ahead the source is asked for, in bytes: into the row that follows it, too, which is likely to be the next.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 2048;
+
 /// Copies rows, past the caches or not.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Copier {
@@ -74,6 +78,24 @@ impl Copier {
         }
     }
 
+    /// Asks for the incomplete lines at both ends of places that will be copied to soon. They go through the caches, and a store that waits for its
+    /// line holds up all stores behind it. The places need not be valid.
+    #[inline]
+    pub fn prepare(&self, to: &[*mut u8], len: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if self.stream.is_some() && len >= 4 * LINE {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            for to in to {
+                for end in [*to, to.wrapping_add(len)] {
+                    if end.addr() % LINE != 0 {
+                        // SAFETY: a prefetch of any address has no effect but on the caches, and every x86-64 processor has it.
+                        unsafe { _mm_prefetch::<_MM_HINT_T0>(end.cast()) };
+                    }
+                }
+            }
+        }
+    }
+
     /// Makes what this thread has copied visible to whoever synchronises with it after.
     #[inline]
     pub fn finish(&self) {
@@ -87,7 +109,7 @@ impl Copier {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::LINE;
+    use super::{AHEAD, LINE};
     use std::arch::x86_64::*;
 
     /// The bytes before the first whole line of the destination, and the end of the last one. `len` is at least a line.
@@ -123,6 +145,9 @@ mod x86 {
             ends(from, to, len, (head, end));
             let mut at = head;
             while at + 4 * LINE <= end {
+                for line in 0..4 {
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(at + AHEAD + line * LINE).cast());
+                }
                 let x: [__m512i; 4] = std::array::from_fn(|i| _mm512_loadu_si512(from.add(at + i * LINE).cast()));
                 for to in to {
                     for (i, x) in x.into_iter().enumerate() {

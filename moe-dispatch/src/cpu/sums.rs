@@ -186,6 +186,7 @@ impl<A: Element, B: Element, O: Element> Kernel for TreeSums<'_, A, B, O> {
         let rows = out.len() / row_len;
         for (at, out) in out.chunks_exact_mut(row_len).enumerate() {
             next_leaves.clear();
+            self.copier.prepare(&[out.as_mut_ptr().cast()], row_len * size_of::<O>());
             if at + 1 < rows {
                 self.sums.leaves(self.first + at + 1, &mut next_leaves);
             }
