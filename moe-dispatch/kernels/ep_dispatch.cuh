@@ -251,6 +251,8 @@ struct Dispatch {
             ptx::cp_async_bulk_load_L2_cache_hint(staging + stage * PIECE, from + piece * PIECE, bytes_of(piece), barriers + 8 * stage, policy);
         };
         if (lane == 0) {
+            // Flags were acquired by generic accesses; the copies behind them are asynchronous ones.
+            ptx::fence_proxy_async_global();
             load(0);
         }
         for (uint32_t piece = 0; piece < pieces; ++piece) {

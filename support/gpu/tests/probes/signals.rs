@@ -19,6 +19,9 @@ fn integers() -> Vec<Probe> {
         }),
         probe("neg.s32", "9.7.1.11", W32, "neg.s32 %o, %a;", move |a, _, _| u64::from(low(a).wrapping_neg())),
         probe("max.u32", "9.7.1.13", W32, "max.u32 %o, %a, %b;", move |a, b, _| u64::from(low(a).max(low(b)))),
+        probe("max.s32", "9.7.1.13", W32, "max.s32 %o, %a, %b;", move |a, b, _| {
+            u64::from((low(a) as i32).max(low(b) as i32) as u32)
+        }),
         probe("min.u64", "9.7.1.12", W64, "min.u64 %ro, %ra, %rb;", |a, b, _| a.min(b)),
         probe("popc.b32", "9.7.1.14", W32, "popc.b32 %o, %a;", move |a, _, _| u64::from(low(a).count_ones())),
         probe("clz.b32", "9.7.1.15", W32, "clz.b32 %o, %a;", move |a, _, _| u64::from(low(a).leading_zeros())),
@@ -97,6 +100,7 @@ pub fn probes() -> Vec<Probe> {
                 "st.release.sys.global.u64",
                 "ld.acquire.sys.global.u64",
                 "nanosleep.u32",
+                "st.relaxed.gpu.global.u32",
                 "st.global.u32",
                 "ld.global.u32",
                 "ld.global.s32",
@@ -106,7 +110,7 @@ pub fn probes() -> Vec<Probe> {
                 "",
                 "setp.ne.u32 %p, %t, 0; @%p ret;
                  setp.ne.u32 %p, %cta, 0; @%p bra READ;
-                 st.global.u32 [%to], 7; st.release.sys.global.u32 [%to+4], 5;
+                 st.relaxed.gpu.global.u32 [%to], 7; st.release.sys.global.u32 [%to+4], 5;
                  st.global.u32 [%to+8], 9; mov.u64 %ra, 11; st.release.sys.global.u64 [%to+16], %ra; ret;
                  READ: nanosleep.u32 20; ld.acquire.sys.global.u32 %a, [%to+4]; setp.ne.u32 %q, %a, 5; @%q bra READ;
                  ld.global.u32 %b, [%to];
@@ -124,6 +128,7 @@ pub fn probes() -> Vec<Probe> {
             &[
                 "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint",
                 "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint",
+                "fence.proxy.async.global",
             ],
             "9.7.9.25.4.1",
             (
@@ -132,7 +137,7 @@ pub fn probes() -> Vec<Probe> {
                  createpolicy.fractional.L2::evict_first.b64 %ro, 1.0;
                  mov.u32 %o, object; mov.u32 %b, memory;
                  mbarrier.init.shared::cta.b64 [%o], 1; fence.mbarrier_init.release.cluster;
-                 mbarrier.arrive.expect_tx.shared::cta.b64 %ra, [%o], 256;
+                 mbarrier.arrive.expect_tx.shared::cta.b64 %ra, [%o], 256; fence.proxy.async.global;
                  cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%b], [%from], 256, [%o], %ro;
                  WAIT: mbarrier.try_wait.parity.shared::cta.b64 %q, [%o], 0; @!%q bra WAIT;
                  cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%to], [%b], 256, %ro;
