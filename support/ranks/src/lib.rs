@@ -37,6 +37,9 @@
 //!
 //! One lock guards mailboxes, slots, ports, counters and the first failure; one condition variable per rank wakes whoever waits. The
 //! lock is held for a hash look-up and a push or pop, never for a copy. A blocked rank sleeps: nothing spins.
+//!
+//! With the feature `mpi`, `run_mpi` runs the same function as one process per rank: what leaves the process goes through an engine
+//! thread that alone calls MPI, what arrives comes into the same mailboxes, and a heartbeat tells a stopped rank from a slow one.
 
 mod clock;
 mod comm;
