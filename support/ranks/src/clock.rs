@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, BinaryHeap};
+use std::sync::Arc;
 
 use crate::link::LinkKind;
 use crate::world::{Key, State, Wait, Want};
@@ -142,7 +143,7 @@ impl State {
                 self.set_turn(id, Some(at));
             }
         } else {
-            actor.handle.wake.notify_all();
+            self.woken.push(Arc::clone(&actor.handle));
         }
     }
 
@@ -166,7 +167,7 @@ impl State {
                     if actor.phase != Phase::Computing {
                         actor.time = turn.time();
                         actor.phase = Phase::Computing;
-                        actor.handle.wake.notify_all();
+                        self.woken.push(Arc::clone(&actor.handle));
                     }
                 }
                 None => self.detect_stall(),
@@ -184,7 +185,7 @@ impl State {
         let actor = &mut self.actors[id];
         actor.stalled = Some(text);
         actor.phase = Phase::Computing;
-        actor.handle.wake.notify_all();
+        self.woken.push(Arc::clone(&actor.handle));
         let time = actor.time;
         self.set_turn(id, Some(time));
     }

@@ -8,9 +8,10 @@ use bytemuck::Pod;
 use crate::clock::Waits;
 use crate::error::{Error, Result};
 use crate::link::{Blocked, LinkKind, Traffic};
+use crate::lock::Actor;
 use crate::threads::WorldConfig;
 use crate::transport::{Envelope, Payload, Tag};
-use crate::world::{Actor, Key, World};
+use crate::world::{Key, World};
 
 /// One rank's view of a group of ranks.
 ///

@@ -48,6 +48,7 @@ mod error;
 mod heartbeat;
 mod lane;
 mod link;
+mod lock;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod threads;

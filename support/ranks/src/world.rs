@@ -1,13 +1,14 @@
 //! The state that the ranks of one process share: mailboxes, compute slots, ports, counters, and the first failure.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::clock::{Agenda, Clock, Head, Phase, Turn, Waits};
 use crate::error::{Error, RanksError, Result};
 use crate::lane::Submitted;
 use crate::link::{Blocked, LinkKind, Ports, Traffic};
+use crate::lock::{Actor, Guard};
 use crate::threads::WorldConfig;
 use crate::transport::{Envelope, Tag, Transport};
 
@@ -40,14 +41,6 @@ pub(crate) enum Want {
 pub(crate) struct Wait {
     pub want: Want,
     operation: &'static str,
-}
-
-/// One that uses a `Comm`: a rank's own thread, or a lane of it.
-#[derive(Debug)]
-pub(crate) struct Actor {
-    pub id: usize,
-    pub rank: usize,
-    pub wake: Condvar,
 }
 
 pub(crate) struct ActorState {
@@ -97,6 +90,8 @@ pub(crate) struct State {
     ranks: Vec<RankState>,
     pub actors: Vec<ActorState>,
     pub agenda: Agenda,
+    /// Actors to wake when the lock is released.
+    pub woken: Vec<Arc<Actor>>,
     /// Under the wall clock: messages under way to each rank.
     under_way: Vec<std::collections::BinaryHeap<Head>>,
     groups: HashMap<u64, (u64, Vec<usize>, u64)>,
@@ -136,8 +131,6 @@ pub(crate) enum Check<R> {
     /// It will never be there.
     Never(Error),
 }
-
-pub(crate) type Guard<'a> = MutexGuard<'a, State>;
 
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -201,6 +194,7 @@ impl World {
             ranks: Vec::with_capacity(config.size),
             actors: Vec::with_capacity(config.size),
             agenda: Agenda::default(),
+            woken: Vec::new(),
             under_way: vec![std::collections::BinaryHeap::new(); config.size],
             groups: HashMap::new(),
             tickets: HashMap::new(),
@@ -230,7 +224,7 @@ impl World {
     }
 
     pub(crate) fn lock(&self) -> Guard<'_> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        Guard::new(&self.state)
     }
 
     /// Number of ranks.
@@ -350,7 +344,7 @@ impl World {
         }
         state.release_slot(actor.id);
         while state.actors[actor.id].phase != Phase::Computing && state.admit(actor).is_ok() {
-            state = actor.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.sleep(actor, None);
         }
         state.actors[actor.id].phase = Phase::Computing;
         self.acquire_slot(state, actor)
@@ -487,7 +481,7 @@ impl World {
                 state.set_turn(id, at.map(|at| at.max(now)));
                 state.dispatch();
                 while state.actors[id].phase == Phase::Waiting && state.admit(actor).is_ok() {
-                    state = actor.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state.sleep(actor, None);
                 }
                 state.actors[id].phase = Phase::Computing;
                 if let Some(waits) = state.actors[id].stalled.take() {
@@ -502,9 +496,8 @@ impl World {
                 };
                 let timeout = at.map_or(self.stall_after, |at| seconds(at - now));
                 let progress = state.progress;
-                let (guard, waited) = actor.wake.wait_timeout(state, timeout).unwrap_or_else(PoisonError::into_inner);
-                state = guard;
-                if stall && waited.timed_out() && state.progress == progress && state.all_wait() {
+                let timed_out = state.sleep(actor, Some(timeout));
+                if stall && timed_out && state.progress == progress && state.all_wait() {
                     break Err(Error::Stalled { waits: state.describe_waits() });
                 }
             }
@@ -596,7 +589,7 @@ impl World {
         let began = Instant::now();
         state.slot_queue.push_back(id);
         while !state.actors[id].holds_slot && state.admit(actor).is_ok() {
-            state = actor.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.sleep(actor, None);
         }
         if !state.actors[id].holds_slot {
             state.slot_queue.retain(|&queued| queued != id);
@@ -692,7 +685,7 @@ fn seconds(seconds: f64) -> Duration {
 impl State {
     pub fn add_actor(&mut self, rank: usize, name: Option<Arc<str>>, time: f64, here: bool) -> Arc<Actor> {
         let id = self.actors.len();
-        let handle = Arc::new(Actor { id, rank, wake: Condvar::new() });
+        let handle = Arc::new(Actor::new(id, rank));
         let lane = self.ranks[rank].lanes;
         self.ranks[rank].lanes += 1;
         self.actors.push(ActorState {
@@ -752,10 +745,11 @@ impl State {
     }
 
     /// Wakes the actors of a rank that wait for `want`, so that they look again (wall clock).
-    fn notify(&self, rank: usize, want: Want) {
-        for &id in &self.ranks[rank].actors {
+    fn notify(&mut self, rank: usize, want: Want) {
+        for i in 0..self.ranks[rank].actors.len() {
+            let id = self.ranks[rank].actors[i];
             if self.actors[id].waits.iter().any(|wait| wait.want == want) {
-                self.actors[id].handle.wake.notify_all();
+                self.woken.push(Arc::clone(&self.actors[id].handle));
             }
         }
     }
@@ -852,7 +846,7 @@ impl State {
             let next = &mut self.actors[next];
             if !next.holds_slot && next.phase != Phase::Ended {
                 next.holds_slot = true;
-                next.handle.wake.notify_all();
+                self.woken.push(Arc::clone(&next.handle));
                 return;
             }
         }
@@ -876,9 +870,7 @@ impl State {
 
     fn fail(&mut self, failure: RanksError) {
         self.failure.get_or_insert(failure);
-        for actor in &self.actors {
-            actor.handle.wake.notify_all();
-        }
+        self.woken.extend(self.actors.iter().map(|actor| Arc::clone(&actor.handle)));
     }
 
     /// Records the end of a rank's own thread at virtual time `time`, and closes its lanes. Returns the tasks that were still to be begun.
@@ -902,7 +894,7 @@ impl State {
     pub fn close(&mut self, id: usize) -> VecDeque<Submitted> {
         let lane = &mut self.actors[id];
         lane.closed = true;
-        lane.handle.wake.notify_all();
+        self.woken.push(Arc::clone(&lane.handle));
         let (rank, inbox) = (lane.rank, std::mem::take(&mut lane.inbox));
         for waiting in self.ranks[rank].actors.clone() {
             let for_task = |wait: &Wait| matches!(wait.want, Want::Ticket(_, lane) if lane == id);
