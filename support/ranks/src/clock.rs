@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use crate::link::LinkKind;
-use crate::world::{Key, State, Wait, Want};
+use crate::state::{Key, State, Wait, Want};
 
 /// What tells the time in a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

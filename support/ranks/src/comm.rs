@@ -9,9 +9,10 @@ use crate::clock::Waits;
 use crate::error::{Error, Result};
 use crate::link::{Blocked, LinkKind, Traffic};
 use crate::lock::Actor;
+use crate::state::Key;
 use crate::threads::WorldConfig;
 use crate::transport::{Envelope, Payload, Tag};
-use crate::world::{Key, World};
+use crate::world::World;
 
 /// One rank's view of a group of ranks.
 ///

@@ -9,9 +9,10 @@ use std::thread::JoinHandle;
 use crate::comm::Comm;
 use crate::error::{Error, Result};
 use crate::lock::Actor;
+use crate::state::{Check, Key, State, Want};
 use crate::threads::panic_text;
 use crate::transport::Tag;
-use crate::world::{Check, Key, State, Want, World};
+use crate::world::World;
 
 /// How far a task has come.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -51,6 +51,7 @@ mod link;
 mod lock;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod state;
 mod threads;
 pub mod transport;
 mod world;

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::world::State;
+use crate::state::State;
 
 /// One that uses a `Comm`: a rank's own thread, or a lane of it.
 #[derive(Debug)]
