@@ -5,7 +5,7 @@ use crate::{emulated, seeds};
 use moe_dispatch::gpu::Arch;
 use moe_dispatch::gpu::exchange::{Copies, ExchangeConfig, ExchangeKernels, Group};
 use proptest::prelude::*;
-use v3_gpu::Device;
+use v3_gpu::{Device, EmulatorChecks, EmulatorConfig};
 
 /// Dispatch and combine for each kind of routing, one after the other in the same memory.
 pub fn exchange(
@@ -92,6 +92,20 @@ fn sizes_at_their_ends() {
     run(&|c| (c.warps, c.slots) = (2, 1), (4, 4, 32, 4, 3));
     // A node that is no power of two has the whole tree.
     run(&|_| (), (1, 3, 12, 3, 5));
+}
+
+/// As many ranks, nodes and ranks of a node as there may be; eight ranks on each device. Without detectors: so many flags that are
+/// polled cost them too much, and what there is to detect is in smaller groups as well.
+#[test]
+fn groups_at_their_ends() {
+    for (nodes, per_node) in [(8, 8), (32, 2), (2, 32)] {
+        let mut config = config(nodes, per_node, 64, 4, 2);
+        (config.row_bytes, config.columns, config.warps) = (32, 16, 4);
+        let quick = EmulatorConfig { devices: 8, checks: EmulatorChecks::NONE, ..EmulatorConfig::default() };
+        let eight = Device::emulated(&quick).unwrap();
+        let devices: Vec<Device> = (0..64).map(|rank| eight[rank / 8].clone()).collect();
+        emulate(config, &devices, &[Kind::Random], 1);
+    }
 }
 
 /// Launches one behind the other, with nothing reset and nothing read back in between: what a graph holds.
