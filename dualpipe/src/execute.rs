@@ -181,7 +181,8 @@ pub fn execute<S: Stage>(
 /// - Where the model offers components ([`Stage::by_components`]), a step runs those instead, in the order of
 ///   [`ExecuteOptions::overlap`]: an input is received just before the first component of its half, a result leaves when the
 ///   last component that is not for weights is done, and weights that `I` put off may fill the waits of the steps before their
-///   `W`.
+///   `W`. An arrangement may put weights of its own backward off as well: they fill places of the next step, and are done when
+///   that ends.
 /// - Messages carry tags with the highest bit set, distinct within one `step_id`; give the pipeline a group of its own, or keep
 ///   your own tags below.
 /// - The first error ends this rank's part; whoever runs the ranks ends the others ([`v3_ranks::run_threads`] does).
@@ -210,6 +211,9 @@ pub fn execute_with<S: Stage>(
         mail.first_received = None;
         if !chunks.run(&mut mail, model, *step, index as u64)? {
             run_whole(&mut mail, model, *step)?;
+        }
+        if index + 1 == schedule.steps(rank).len() {
+            chunks.end(model, *step)?;
         }
         let start = mail.first_received.unwrap_or(before);
         spans.push(Span { rank, step: *step, start, end: comm.now(), wait: start - before });

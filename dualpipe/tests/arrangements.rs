@@ -77,6 +77,10 @@ fn legal(pairing: &Pairing, ops: &[Op]) -> bool {
                 true => at(Op::Start(half, index)),
                 false => at(Op::Compute(half, index)),
             };
+            if component.kind.is_weight() && begin.is_none() {
+                expected -= 1;
+                continue;
+            }
             let (Some(begin), Some(end)) = (begin, done(index)) else { return false };
             if end < begin || component.after.iter().any(|&other| done(other).is_none_or(|done| done > begin)) {
                 return false;
@@ -171,7 +175,7 @@ fn a_pair_hides_what_it_must() {
             let off = simulate_pair(&pairing, &costs, &Arrangement::sequential(&pairing)).unwrap();
             assert!(off.hidden().abs() < 1e-12);
             assert!(off.makespan >= 1.6 * tuned.steady.makespan);
-            assert!(tuned.alone.makespan >= tuned.bound);
+            assert!(tuned.steady.makespan >= tuned.bound - 1e-9);
         }
     }
 }
@@ -234,7 +238,7 @@ fn the_search_finds_the_best_of_all_orders() {
         let costs = random_costs(&pairing, &mut rng);
         let mut best = f64::INFINITY;
         all_orders(&pairing, &costs, &mut Vec::new(), &mut best);
-        let tuned = tune_pair(&pairing, &costs, Tuning { seed: case, tries: 20_000 }).unwrap();
+        let tuned = tune_pair(&pairing, &costs, Tuning { seed: case, tries: 20_000, put_off: 0 }).unwrap();
         assert_eq!(best, simulate_steady(&pairing, &costs, &tuned.arrangement).unwrap().makespan, "case {case}");
         let default = simulate_steady(&pairing, &costs, &Arrangement::default(&pairing)).unwrap();
         improved += usize::from(best < default.makespan);
@@ -246,7 +250,7 @@ fn the_search_finds_the_best_of_all_orders() {
 fn the_same_seed_gives_the_same_arrangement() {
     let pairing = layers(2);
     let costs = moe_costs([1.0, 1.5, 0.5], [2.0, 2.5, 1.5], 0.9, Ports::One).of(&pairing).unwrap();
-    let tune = |seed| tune_pair(&pairing, &costs, Tuning { seed, tries: 4000 }).unwrap();
+    let tune = |seed| tune_pair(&pairing, &costs, Tuning { seed, tries: 4000, put_off: 2 }).unwrap();
     assert_eq!(tune(3), tune(3));
     assert!((0..8).any(|seed| tune(seed).arrangement != tune(3).arrangement));
 }
@@ -256,7 +260,7 @@ fn a_schedule_is_tuned_whole_and_read_back() {
     let schedule = Schedule::new(Kind::DualPipe, 4, 10).unwrap();
     let parts = |half, stage: usize| moe_layers(half, 2 * stage..2 * stage + 2);
     let costs = moe_costs([1.0; 3], [2.0; 3], 0.8, Ports::Two);
-    let set = tune(&schedule, parts, &costs, Tuning { seed: 1, tries: 2000 }).unwrap();
+    let set = tune(&schedule, parts, &costs, Tuning { seed: 1, tries: 2000, put_off: 2 }).unwrap();
     // Every pair, and every chunk alone, of every rank.
     for rank in 0..4 {
         for step in schedule.steps(rank) {
@@ -298,7 +302,9 @@ fn wrong_arrangements_are_refused() {
     assert!(change(0, Op::Start(Half::Forward, 0)).contains("a computation to be computed"));
     assert!(change(1, Op::Finish(Half::Forward, 1)).contains("one finish after its start"));
     assert!(change(1, Op::Compute(Half::Forward, 0)).contains("each component once"));
-    assert!(said(good[..good.len() - 1].to_vec()).contains("none for B5 (attention-weight of layer 0)"));
+    // Weights may be left out, as the last here; nothing else may.
+    assert!(Arrangement::new(&pairing, good[..good.len() - 1].to_vec()).is_ok());
+    assert!(said(good[..good.len() - 2].to_vec()).contains("none for B4 (attention-input of layer 0)"));
     assert!(said(Vec::new()).contains("none for F0"));
 
     let said = |list: Vec<Component>| Pairing::new(Vec::new(), list).unwrap_err().to_string();
@@ -395,7 +401,9 @@ fn same_as_obvious(pairing: &Pairing, costs: &PairCosts, arrangement: &Arrangeme
     let timeline = simulate_pair(pairing, costs, arrangement).unwrap();
     assert_eq!((timeline.makespan, timeline.exposed), obvious(pairing, costs, arrangement.ops()));
     assert_eq!(timeline.makespan, timeline.computing + timeline.exposed);
-    assert!(timeline.makespan >= pair_bound(pairing, costs).unwrap());
+    let steady = simulate_steady(pairing, costs, arrangement).unwrap();
+    assert_eq!(steady.makespan, steady.computing + steady.exposed);
+    assert!(steady.makespan >= pair_bound(pairing, costs).unwrap());
     timeline
 }
 
@@ -417,7 +425,7 @@ proptest! {
         let off = simulate_pair(&pairing, &costs, &sequential).unwrap();
         // With nothing on the ports but the components, all is exposed; transfers can only add to it.
         prop_assert!(off.exposed >= off.communication);
-        let tuned = tune_pair(&pairing, &costs, Tuning { seed, tries: 300 }).unwrap();
+        let tuned = tune_pair(&pairing, &costs, Tuning { seed, tries: 300, put_off: 2 }).unwrap();
         prop_assert!(legal(&pairing, tuned.arrangement.ops()));
         prop_assert_eq!(same_as_obvious(&pairing, &costs, &tuned.arrangement), tuned.alone);
 

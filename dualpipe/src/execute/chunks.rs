@@ -21,6 +21,8 @@ struct Chunk {
     /// Weights that are not done, in the order of the list.
     weights: VecDeque<usize>,
     begun: bool,
+    /// Weights of a full backward that were put off are done by the end of the step at this position.
+    until: Option<u64>,
 }
 
 /// The arrangement for a forward and a backward stage, either of which may not be there.
@@ -79,15 +81,16 @@ impl<'a> Chunks<'a> {
             let weights = components.iter().enumerate().filter(|(_, c)| c.kind.is_weight()).map(|(index, _)| index);
             let weights: VecDeque<usize> = weights.collect();
             let left = components.len() - weights.len();
-            chunks[half as usize] = Some(Chunk { half, stage, micro_batch, action, components, left, weights, begun: false });
+            chunks[half as usize] =
+                Some(Chunk { half, stage, micro_batch, action, components, left, weights, begun: false, until: None });
         }
         let (Some(true), Some(parts)) = (self.offers, model.by_components()) else { return Ok(false) };
         if let Step::One(action @ Action { kind: ActionKind::W, .. }) = step {
-            self.finish_weights(mail, parts, step, action)?;
+            self.finish_weights(mail, parts, step, action, position)?;
             return Ok(true);
         }
         let arrangement = self.arrangement(&chunks, step, position)?;
-        self.follow(mail, parts, step, &arrangement, chunks)?;
+        self.follow(mail, parts, step, position, &arrangement, chunks)?;
         Ok(true)
     }
 
@@ -116,6 +119,7 @@ impl<'a> Chunks<'a> {
         mail: &mut impl Post,
         parts: &mut dyn StageComponents<Error = E>,
         step: Step,
+        position: u64,
         arrangement: &Arrangement,
         mut chunks: [Option<Chunk>; 2],
     ) -> Result<(), ExecuteError<E>> {
@@ -144,6 +148,10 @@ impl<'a> Chunks<'a> {
                 parts.begin(half, work).map_err(failed)?;
                 chunk.begun = true;
             }
+            if weight {
+                self.before(parts, step, stage, micro_batch)?;
+                chunk.weights.retain(|&other| other != component);
+            }
             match op {
                 Op::Start(..) => {
                     parts.start(half, stage, micro_batch, component).map_err(failed)?;
@@ -152,12 +160,7 @@ impl<'a> Chunks<'a> {
                 Op::Finish(..) => parts.finish(half, stage, micro_batch, component).map_err(failed)?,
                 _ => parts.compute(half, stage, micro_batch, component).map_err(failed)?,
             }
-            if weight {
-                chunk.weights.retain(|&other| other != component);
-                if chunk.weights.is_empty() {
-                    self.weights_done(stage, micro_batch);
-                }
-            } else {
+            if !weight {
                 chunk.left = chunk.left.saturating_sub(1);
                 if chunk.left == 0 {
                     let result = parts.result(half, stage, micro_batch).map_err(failed)?;
@@ -165,58 +168,114 @@ impl<'a> Chunks<'a> {
                 }
             }
         }
-        for chunk in chunks.into_iter().flatten() {
-            if chunk.action.kind == ActionKind::I {
-                self.put_off.push(chunk);
+        for mut chunk in chunks.into_iter().flatten() {
+            if chunk.half == Half::Forward {
+                parts.end(Half::Forward, chunk.stage, chunk.micro_batch).map_err(failed)?;
+            } else if chunk.weights.is_empty() {
+                self.end_backward(parts, step, chunk.stage, chunk.micro_batch)?;
             } else {
-                if chunk.half == Half::Backward && !chunk.components.iter().any(|component| component.kind.is_weight()) {
-                    self.weights_done(chunk.stage, chunk.micro_batch);
-                }
-                parts.end(chunk.half, chunk.stage, chunk.micro_batch).map_err(failed)?;
+                chunk.until = (chunk.action.kind == ActionKind::B).then_some(position + 1);
+                self.put_off.push(chunk);
             }
         }
-        Ok(())
+        // What this step's arrangement had no place for.
+        self.flush(parts, step, |chunk| chunk.until.is_some_and(|until| until <= position))
     }
 
-    /// The schedule's next chunk of this stage may do its weights.
-    fn weights_done(&mut self, stage: usize, micro_batch: usize) {
+    /// A chunk has done its weights, and the schedule's next one of its stage may.
+    fn end_backward<E>(
+        &mut self,
+        parts: &mut dyn StageComponents<Error = E>,
+        step: Step,
+        stage: usize,
+        micro_batch: usize,
+    ) -> Result<(), ExecuteError<E>> {
         if let Some(order) = self.order.get_mut(&stage) {
             order.retain(|&other| other != micro_batch);
         }
+        parts.end(Half::Backward, stage, micro_batch).map_err(|error| ExecuteError::Stage { step, error })
     }
 
-    /// One component for weights of the chunk that was put off first, if it is its turn.
-    fn fill<E>(&mut self, parts: &mut dyn StageComponents<Error = E>, step: Step) -> Result<(), ExecuteError<E>> {
-        let turn = |chunk: &Chunk| self.order.get(&chunk.stage).and_then(VecDeque::front) == Some(&chunk.micro_batch);
-        let found = self.put_off.iter_mut().find(|chunk| !chunk.weights.is_empty() && turn(chunk));
-        let Some(chunk) = found else { return Ok(()) };
-        let Some(component) = chunk.weights.pop_front() else { return Ok(()) };
-        let (stage, micro_batch, last) = (chunk.stage, chunk.micro_batch, chunk.weights.is_empty());
-        let done = parts.compute(Half::Backward, stage, micro_batch, component);
-        done.map_err(|error| ExecuteError::Stage { step, error })?;
-        if last {
-            self.weights_done(stage, micro_batch);
+    /// The micro-batch whose weights are the next of this stage.
+    fn turn(&self, stage: usize) -> Option<usize> {
+        self.order.get(&stage).and_then(|order| order.front().copied())
+    }
+
+    /// One component for weights of a chunk that was put off.
+    fn weight<E>(&mut self, parts: &mut dyn StageComponents<Error = E>, step: Step, index: usize) -> Result<(), ExecuteError<E>> {
+        let Some(chunk) = self.put_off.get_mut(index) else { return Ok(()) };
+        let (stage, micro_batch) = (chunk.stage, chunk.micro_batch);
+        if let Some(component) = chunk.weights.pop_front() {
+            let done = parts.compute(Half::Backward, stage, micro_batch, component);
+            done.map_err(|error| ExecuteError::Stage { step, error })?;
+        }
+        if self.put_off.get(index).is_some_and(|chunk| chunk.weights.is_empty()) {
+            self.put_off.remove(index);
+            self.end_backward(parts, step, stage, micro_batch)?;
         }
         Ok(())
     }
 
-    /// The step `W`: what is left of the weights of its chunk.
+    /// One component for weights of the chunk that was put off first, of those whose turn it is.
+    fn fill<E>(&mut self, parts: &mut dyn StageComponents<Error = E>, step: Step) -> Result<(), ExecuteError<E>> {
+        let found = self.put_off.iter().position(|chunk| self.turn(chunk.stage) == Some(chunk.micro_batch));
+        found.map_or(Ok(()), |index| self.weight(parts, step, index))
+    }
+
+    /// All weights of the chunks that were put off and are `due`, each after those of its stage that come before it.
+    fn flush<E>(
+        &mut self,
+        parts: &mut dyn StageComponents<Error = E>,
+        step: Step,
+        due: impl Fn(&Chunk) -> bool,
+    ) -> Result<(), ExecuteError<E>> {
+        while let Some(chunk) = self.put_off.iter().find(|chunk| due(chunk)) {
+            let stage = chunk.stage;
+            let turn = self.turn(stage);
+            let first = self.put_off.iter().position(|chunk| chunk.stage == stage && Some(chunk.micro_batch) == turn);
+            // The first of its stage was put off as well, or it would have been done.
+            let Some(index) = first else { return Ok(()) };
+            self.weight(parts, step, index)?;
+        }
+        Ok(())
+    }
+
+    /// The weights of this stage that the schedule has before those of this micro-batch.
+    fn before<E>(
+        &mut self,
+        parts: &mut dyn StageComponents<Error = E>,
+        step: Step,
+        stage: usize,
+        micro_batch: usize,
+    ) -> Result<(), ExecuteError<E>> {
+        while let Some(turn) = self.turn(stage).filter(|&turn| turn != micro_batch) {
+            let found = self.put_off.iter().position(|chunk| (chunk.stage, chunk.micro_batch) == (stage, turn));
+            let Some(index) = found else { return Ok(()) };
+            self.weight(parts, step, index)?;
+        }
+        Ok(())
+    }
+
+    /// What is still put off when the last step is done.
+    pub(crate) fn end<S: Stage>(&mut self, model: &mut S, step: Step) -> Result<(), ExecuteError<S::Error>> {
+        match model.by_components() {
+            Some(parts) => self.flush(parts, step, |_| true),
+            None => Ok(()),
+        }
+    }
+
+    /// The step `W`: what is left of the weights of its chunk, which may be nothing.
     fn finish_weights<E>(
         &mut self,
         mail: &impl Post,
         parts: &mut dyn StageComponents<Error = E>,
         step: Step,
         action: Action,
+        position: u64,
     ) -> Result<(), ExecuteError<E>> {
         let (stage, micro_batch) = mail.place(action);
-        let failed = |error| ExecuteError::Stage { step, error };
-        let found = self.put_off.iter().position(|chunk| (chunk.stage, chunk.micro_batch) == (stage, micro_batch));
-        // A valid schedule has done the backward for inputs before.
-        let Some(chunk) = found.map(|index| self.put_off.remove(index)) else { return Ok(()) };
-        for component in chunk.weights {
-            parts.compute(Half::Backward, stage, micro_batch, component).map_err(failed)?;
-        }
-        self.weights_done(stage, micro_batch);
-        parts.end(Half::Backward, stage, micro_batch).map_err(failed)
+        self.flush(parts, step, |chunk| {
+            (chunk.stage, chunk.micro_batch) == (stage, micro_batch) || chunk.until.is_some_and(|until| until <= position)
+        })
     }
 }

@@ -19,8 +19,9 @@ pub enum Op {
 /// One order of the components of a forward and of a backward: what the computing lane does, one after the other. A
 /// communication is under way, on the communicating lane, from its start to its finish.
 ///
-/// The components for weights of the backward may stand anywhere after what they come after. Where the step is a backward
-/// for inputs only, they are left out.
+/// The components for weights of the backward may stand anywhere after what they come after, or be left out: then they are put
+/// off to the next step, where each [`Op::Fill`] takes one, and the rest follows when it ends. Where the step is a backward for
+/// inputs only, all of them wait for their own step.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Arrangement {
     ops: Vec<Op>,
@@ -30,8 +31,8 @@ impl Arrangement {
     /// An arrangement of your own, checked against the components it is for.
     ///
     /// # Errors
-    /// Components that are not there, twice, missing, or before what they come after; a communication finished before it
-    /// is started.
+    /// Components that are not there, twice, missing (weights apart), or before what they come after; a communication finished
+    /// before it is started.
     pub fn new(pairing: &Pairing, ops: Vec<Op>) -> Result<Arrangement> {
         let arrangement = Arrangement { ops };
         arrangement.check(pairing)?;
@@ -100,13 +101,22 @@ impl Arrangement {
         arrangement
     }
 
-    /// A legal order that chance chose, the same for the same seed; for a chunk alone with fills between.
+    /// A legal order that chance chose, the same for the same seed, with some weights put off and fills between.
     pub fn random(pairing: &Pairing, seed: u64) -> Arrangement {
         let mut random = Random::new(seed);
         let mut ops = arrange(pairing, |ready| random.below(ready.len()));
-        if pairing.half(Half::Forward).is_empty() || pairing.half(Half::Backward).is_empty() {
-            ops = ops.into_iter().flat_map(|op| std::iter::repeat_n(Op::Fill, random.below(3) / 2).chain([op])).collect();
-        }
+        let is_weight = |op: &Op| match *op {
+            Op::Compute(half, index) => pairing.half(half)[index].kind.is_weight(),
+            _ => false,
+        };
+        // Weights from some place on are put off: nothing comes after those but weights.
+        let keep = random.below(2 * ops.len() + 1);
+        let mut index = 0;
+        ops.retain(|op| {
+            index += 1;
+            index <= keep || !is_weight(op)
+        });
+        let ops = ops.into_iter().flat_map(|op| std::iter::repeat_n(Op::Fill, random.below(3) / 2).chain([op])).collect();
         Arrangement { ops }
     }
 
@@ -139,7 +149,7 @@ impl Arrangement {
             None => Ok(()),
             Some(missing) => Err(Error::Shape {
                 what: "arrangement".into(),
-                expected: "all components of both halves".into(),
+                expected: "all components of both halves, weights apart".into(),
                 got: format!("none for {missing}"),
             }),
         }
@@ -261,11 +271,12 @@ impl<'a> Progress<'a> {
         Ok(())
     }
 
-    /// A component that is not done.
+    /// A component that is not done and not for weights.
     pub(crate) fn missing(&self) -> Option<String> {
         [Half::Forward, Half::Backward].into_iter().find_map(|half| {
-            let index = self.states[half as usize].iter().position(|&state| state != State::Done)?;
-            let component = self.pairing.half(half).get(index)?;
+            let mut list = self.states[half as usize].iter().zip(self.pairing.half(half)).enumerate();
+            let (index, (_, component)) =
+                list.find(|(_, (state, component))| **state != State::Done && !component.kind.is_weight())?;
             Some(format!("{half}{index} ({component})"))
         })
     }

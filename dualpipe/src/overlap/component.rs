@@ -204,7 +204,7 @@ pub trait StageComponents {
     /// Whatever the model says.
     fn result(&mut self, half: Half, stage: usize, micro_batch: usize) -> Result<Option<Vec<f32>>, Self::Error>;
 
-    /// All components of the chunk are done, and its result was taken.
+    /// All components of the chunk are done, those for weights included, and its result was taken.
     ///
     /// # Errors
     /// Whatever the model says.

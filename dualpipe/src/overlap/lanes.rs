@@ -14,7 +14,7 @@ pub struct PairTimeline {
     pub exposed: f64,
     /// What of the communication would be exposed if nothing overlapped: the sum of what each takes alone.
     pub communication: f64,
-    /// How long the computing lane works.
+    /// How long the computing lane works. Weights that the arrangement puts off count in the pair in which they are done.
     pub computing: f64,
     /// How long the port of the slow links is busy (with one port: that port).
     pub slow: f64,
@@ -58,8 +58,9 @@ pub fn simulate_steady(pairing: &Pairing, costs: &PairCosts, arrangement: &Arran
     Ok(flat.steady(arrangement.ops()))
 }
 
-/// A lower bound of the makespan of every arrangement of these components: the largest of the work of each lane, with the
-/// shortest way before and after it, and the critical path.
+/// A lower bound of the time from pair to pair of every arrangement of these components, and of the makespan of every one that puts no
+/// weights off: the largest of the work of each lane, with the shortest way before and after it, and the critical path without the
+/// weights, which may be put off.
 ///
 /// # Errors
 /// Costs that are not for these components.
@@ -86,10 +87,20 @@ pub(crate) struct Lanes {
     pub(crate) slow_free: f64,
     pub(crate) fast_free: f64,
     pub(crate) exposed: f64,
+    pub(crate) computing: f64,
+    /// Weights that the pair before put off.
+    pub(crate) put_off: Vec<usize>,
     /// When each communication is there.
     pub(crate) arrives: Vec<f64>,
     /// When results left, and when they reach the neighbour.
     pub(crate) results: [Option<(f64, f64)>; 2],
+}
+
+impl Lanes {
+    fn work(&mut self, time: f64) {
+        self.now += time;
+        self.computing += time;
+    }
 }
 
 impl Flat {
@@ -174,9 +185,16 @@ impl Flat {
         lanes.results = [None; 2];
         let mut left = self.left();
         let mut begun = [false; 2];
+        let mut put_off = std::mem::take(&mut lanes.put_off).into_iter();
+        let mut kept: Vec<bool> = self.is_weight.clone();
         for &op in ops {
             let (half, component) = match op {
-                Op::Fill => continue,
+                Op::Fill => {
+                    if let Some(id) = put_off.next() {
+                        lanes.work(self.costs[id].compute);
+                    }
+                    continue;
+                }
                 Op::Compute(half, component) | Op::Start(half, component) | Op::Finish(half, component) => (half, component),
             };
             let (h, id) = (half as usize, self.id(half, component));
@@ -188,15 +206,19 @@ impl Flat {
             }
             match op {
                 Op::Start(..) => {
-                    lanes.now += cost.start;
+                    lanes.work(cost.start);
                     lanes.arrives[id] = self.send(lanes, cost);
                     continue;
                 }
                 Op::Finish(..) => {
                     lanes.exposed += (lanes.arrives[id] - lanes.now).max(0.0);
-                    lanes.now = lanes.now.max(lanes.arrives[id]) + cost.finish;
+                    lanes.now = lanes.now.max(lanes.arrives[id]);
+                    lanes.work(cost.finish);
                 }
-                _ => lanes.now += cost.compute,
+                _ => {
+                    lanes.work(cost.compute);
+                    kept[id] = false;
+                }
             }
             if !self.is_weight[id] {
                 left[h] -= 1;
@@ -206,6 +228,10 @@ impl Flat {
                 }
             }
         }
+        for id in put_off {
+            lanes.work(self.costs[id].compute);
+        }
+        lanes.put_off.extend((0..self.len()).filter(|&id| kept[id]));
     }
 
     pub(crate) fn timeline(&self, lanes: &Lanes) -> PairTimeline {
@@ -219,7 +245,7 @@ impl Flat {
             makespan: lanes.now,
             exposed: lanes.exposed,
             communication: (0..self.len()).map(alone).sum(),
-            computing: sum(&ComponentCost::computing),
+            computing: lanes.computing,
             slow,
             fast,
             results: lanes.results.map(|result| result.map(|(leaves, _)| leaves)),
@@ -231,9 +257,9 @@ impl Flat {
         const PAIRS: usize = 4;
         let mut lanes = Lanes::default();
         let mut inputs = [0.0; 2];
-        let (mut begin, mut exposed) = (0.0, 0.0);
+        let (mut begin, mut exposed, mut computing) = (0.0, 0.0, 0.0);
         for _ in 0..PAIRS {
-            (begin, exposed) = (lanes.now, lanes.exposed);
+            (begin, exposed, computing) = (lanes.now, lanes.exposed, lanes.computing);
             self.run(ops, &mut lanes, inputs);
             inputs = lanes.results.map(|result| result.map_or(0.0, |(_, arrives)| arrives));
         }
@@ -241,6 +267,7 @@ impl Flat {
         PairTimeline {
             makespan: lanes.now - begin,
             exposed: lanes.exposed - exposed,
+            computing: lanes.computing - computing,
             results: timeline.results.map(|leaves| leaves.map(|leaves| leaves - begin)),
             ..timeline
         }
@@ -252,15 +279,15 @@ impl Flat {
         if self.communicates[id] { cost.start + cost.alone() + cost.finish } else { cost.compute }
     }
 
-    /// For each component the longest way from the begin to its begin, and from its end to the end.
-    pub(crate) fn ways(&self) -> (Vec<f64>, Vec<f64>) {
+    /// For each component the longest way from the begin to its begin, and from its end to the end, with or without weights.
+    pub(crate) fn ways(&self, weights: bool) -> (Vec<f64>, Vec<f64>) {
         let (mut heads, mut tails) = (vec![0.0f64; self.len()], vec![0.0f64; self.len()]);
         for id in 0..self.len() {
             for &other in &self.after[id] {
                 heads[id] = heads[id].max(heads[other] + self.duration(other));
             }
         }
-        for id in (0..self.len()).rev() {
+        for id in (0..self.len()).rev().filter(|&id| weights || !self.is_weight[id]) {
             for &other in &self.after[id] {
                 tails[other] = tails[other].max(tails[id] + self.duration(id));
             }
@@ -269,29 +296,25 @@ impl Flat {
     }
 
     pub(crate) fn bound(&self) -> f64 {
-        let (heads, tails) = self.ways();
-        let path = (0..self.len()).map(|id| heads[id] + self.duration(id) + tails[id]).fold(0.0, f64::max);
-        let smallest = |values: &dyn Fn(usize) -> Option<f64>| (0..self.len()).filter_map(values).fold(f64::INFINITY, f64::min);
-        // A lane's work, what comes before its first piece of it, and what comes after its last.
-        let lane = |work: &dyn Fn(&ComponentCost) -> f64, before: bool| {
+        let (heads, tails) = self.ways(false);
+        let kept = |id: &usize| !self.is_weight[*id];
+        let path = (0..self.len()).filter(kept).map(|id| heads[id] + self.duration(id) + tails[id]).fold(0.0, f64::max);
+        let computing: f64 = self.costs.iter().map(ComponentCost::computing).sum();
+        // A port's work, what comes before its first piece of it, and what comes after its last.
+        let port = |work: &dyn Fn(&ComponentCost) -> f64| {
             let total: f64 = self.costs.iter().map(work).sum();
+            let used = || (0..self.len()).filter(|&id| work(&self.costs[id]) > 0.0);
             if total == 0.0 {
                 return 0.0;
             }
-            let used = |id: usize| work(&self.costs[id]) > 0.0;
-            let start = |id: usize| if before { self.costs[id].start } else { 0.0 };
-            let end = |id: usize| if before { self.costs[id].latency + self.costs[id].finish } else { 0.0 };
-            total
-                + smallest(&|id| used(id).then(|| heads[id] + start(id)))
-                + smallest(&|id| used(id).then(|| tails[id] + end(id)))
+            let before = used().map(|id| heads[id] + self.costs[id].start).fold(f64::INFINITY, f64::min);
+            let after = used().map(|id| tails[id] + self.costs[id].latency + self.costs[id].finish).fold(f64::INFINITY, f64::min);
+            total + before + after
         };
-        let mut bound = path.max(lane(&ComponentCost::computing, false));
-        match self.ports {
-            Ports::One => bound = bound.max(lane(&|cost| cost.slow.max(cost.fast), true)),
-            Ports::Two => {
-                bound = bound.max(lane(&|cost| cost.slow, true)).max(lane(&|cost| cost.fast, true));
-            }
-        }
-        bound
+        let ports = match self.ports {
+            Ports::One => port(&|cost| cost.slow.max(cost.fast)),
+            Ports::Two => port(&|cost| cost.slow).max(port(&|cost| cost.fast)),
+        };
+        path.max(computing).max(ports)
     }
 }

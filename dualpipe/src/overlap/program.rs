@@ -49,19 +49,26 @@ pub(crate) fn program(
     let mut post = Letters { schedule, rank, pieces: Rc::clone(&pieces) };
     let mut chunks = Chunks::new(schedule, rank, overlap);
     for (index, step) in schedule.steps(rank).iter().enumerate() {
-        let ran = chunks.run(&mut post, &mut model, *step, index as u64).map_err(|error| match error {
-            ExecuteError::Stage { error, .. } => error,
-            ExecuteError::Arrangement { source, .. } => source,
-            other => Error::Step { rank, step: index, message: other.to_string() },
-        })?;
+        let ran = chunks.run(&mut post, &mut model, *step, index as u64).map_err(|error| fault(rank, index, error))?;
         if !ran {
             let message = "expected components of all stages, found none".into();
             return Err(Error::Step { rank, step: index, message });
+        }
+        if index + 1 == schedule.steps(rank).len() {
+            chunks.end(&mut model, *step).map_err(|error| fault(rank, index, error))?;
         }
         pieces.borrow_mut().push(Piece::StepEnd(index));
     }
     let pieces = pieces.borrow().clone();
     Ok(pieces)
+}
+
+fn fault(rank: usize, step: usize, error: ExecuteError<Error>) -> Error {
+    match error {
+        ExecuteError::Stage { error, .. } => error,
+        ExecuteError::Arrangement { source, .. } => source,
+        other => Error::Step { rank, step, message: other.to_string() },
+    }
 }
 
 struct Writer<'a> {

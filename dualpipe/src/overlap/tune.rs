@@ -16,14 +16,17 @@ use crate::schedule::Schedule;
 pub struct Tuning {
     /// Of the search's chance.
     pub seed: u64,
-    /// Arrangements tried for each distinct pair; the search ends sooner at the lower bound.
+    /// Arrangements tried for each distinct pair.
     pub tries: usize,
+    /// How many components for weights a pair may put off into the next one, where they fill the time before its first
+    /// communication is there. What they need of the chunk's activations is kept as long.
+    pub put_off: usize,
 }
 
 impl Default for Tuning {
-    /// Seed 0, 60,000 tries: under half a second for four layers.
+    /// Seed 0, 60,000 tries, 2 components put off.
     fn default() -> Tuning {
-        Tuning { seed: 0, tries: 60_000 }
+        Tuning { seed: 0, tries: 60_000, put_off: 2 }
     }
 }
 
@@ -42,7 +45,7 @@ pub struct Tuned {
 
 /// Searches the arrangement of these components with the shortest time from pair to pair ([`crate::simulate_steady`]; where one half
 /// is empty, the shortest makespan): all orders where there are few, else a list scheduler whose priorities climb, then annealing by
-/// moving single entries. Never worse than [`Arrangement::default`] and [`Arrangement::sequential`].
+/// moving single entries and putting weights off. Never worse than [`Arrangement::default`] and [`Arrangement::sequential`].
 ///
 /// # Errors
 /// Costs that are not for these components.
@@ -130,9 +133,13 @@ fn filled(pairing: &Pairing, costs: &PairCosts, arrangement: Arrangement, all: &
     Ok(arrangement.with_fills(count))
 }
 
+/// How much worse an order may be that annealing goes through, to begin with, as a share of the bound.
+const HEATS: [f64; 3] = [0.04, 0.02, 0.01];
+
 /// The orders tried so far.
 struct Search<'a> {
     flat: &'a Flat,
+    pairing: &'a Pairing,
     paired: bool,
     bound: f64,
     /// Components that nothing waits for.
@@ -143,11 +150,11 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(flat: &'a Flat, pairing: &Pairing, bound: f64) -> Search<'a> {
+    fn new(flat: &'a Flat, pairing: &'a Pairing, bound: f64) -> Search<'a> {
         let mut is_sink = vec![true; flat.len()];
         flat.after.iter().flatten().for_each(|&other| is_sink[other] = false);
         let paired = !pairing.half(Half::Forward).is_empty() && !pairing.half(Half::Backward).is_empty();
-        Search { flat, paired, bound, is_sink, best: Vec::new(), best_score: f64::INFINITY, tries: 0 }
+        Search { flat, pairing, paired, bound, is_sink, best: Vec::new(), best_score: f64::INFINITY, tries: 0 }
     }
 
     /// The time of a pair, and a little for results that leave late.
@@ -214,13 +221,13 @@ impl<'a> Search<'a> {
     }
 
     fn run(&mut self, tuning: Tuning) {
-        if self.exhaust(tuning.tries / 8) {
+        if self.exhaust(tuning.tries / 8) && !(self.paired && tuning.put_off > 0) {
             return;
         }
         let mut random = Random::new(tuning.seed);
         let uniform = |random: &mut Random| (random.next() >> 11) as f64 * 2f64.powi(-53);
         // Priorities: the longest way to the end, disturbed by chance.
-        let tails = self.flat.ways().1;
+        let tails = self.flat.ways(true).1;
         let scale = tails.iter().copied().fold(0.0, f64::max).max(f64::MIN_POSITIVE);
         let start: Vec<f64> = tails.iter().map(|tail| tail / scale).collect();
         let mut keys = start.clone();
@@ -240,48 +247,115 @@ impl<'a> Search<'a> {
                 keys_score = score;
             }
         }
-        self.anneal(tuning, &mut random, &uniform);
+        // The same with the last weights put off to where the next pair first waits.
+        if self.paired {
+            for base in [Arrangement::default(self.pairing).ops().to_vec(), self.best.clone()] {
+                for count in 1..=tuning.put_off {
+                    let mut ops = base.clone();
+                    for _ in 0..count {
+                        let Some(at) = ops.iter().rposition(|&op| self.is_weight(op)) else { break };
+                        ops.remove(at);
+                        let wait = ops.iter().position(|op| matches!(op, Op::Finish(..))).unwrap_or(0);
+                        ops.insert(wait, Op::Fill);
+                    }
+                    self.offer(ops);
+                }
+            }
+        }
+        let each = tuning.tries.saturating_sub(self.tries) / HEATS.len();
+        for heat in HEATS {
+            self.anneal(heat, each, tuning.put_off, &mut random, &uniform);
+        }
+    }
+
+    fn is_weight(&self, op: Op) -> bool {
+        op != Op::Fill && self.flat.is_weight[self.flat.id_of(op)]
+    }
+
+    /// Moves one entry to another place, if there is one.
+    fn shift(&self, ops: &mut [Op], random: &mut Random) -> bool {
+        let before = |a: Op, b: Op| self.flat.must_precede(a, b);
+        let from = random.below(ops.len());
+        let op = ops[from];
+        let low = (0..from).rev().find(|&at| before(ops[at], op)).map_or(0, |at| at + 1);
+        let high = (from + 1..ops.len()).find(|&at| before(op, ops[at])).map_or(ops.len() - 1, |at| at - 1);
+        if low == high {
+            return false;
+        }
+        let mut to = low + random.below(high - low);
+        if to >= from {
+            to += 1;
+        }
+        match from < to {
+            true => ops[from..=to].rotate_left(1),
+            false => ops[to..=from].rotate_right(1),
+        }
+        true
+    }
+
+    /// Puts a component for weights off into the next pair, where a fill near the begin takes it; or takes one back.
+    fn put_off(&self, ops: &mut Vec<Op>, most: usize, random: &mut Random) -> bool {
+        let fills: Vec<usize> = (0..ops.len()).filter(|&at| ops[at] == Op::Fill).collect();
+        let weights = |ops: &[Op]| {
+            let is_weight =
+                |op: Op| matches!(op, Op::Compute(half, component) if self.flat.is_weight[self.flat.id(half, component)]);
+            (0..ops.len()).filter(|&at| is_weight(ops[at])).collect::<Vec<_>>()
+        };
+        if fills.len() < most && (fills.is_empty() || random.below(2) == 0) {
+            let weights = weights(ops);
+            let Some(&at) = weights.get(random.below(weights.len().max(1))) else { return false };
+            // Others may come after it.
+            if ops[at + 1..].iter().any(|&op| self.flat.must_precede(ops[at], op)) {
+                return false;
+            }
+            ops.remove(at);
+            ops.insert(random.below(1 + ops.len() / 4), Op::Fill);
+            return true;
+        }
+        let Some(&fill) = fills.get(random.below(fills.len().max(1))) else { return false };
+        let here: Vec<usize> = weights(ops).into_iter().map(|at| self.flat.id_of(ops[at])).collect();
+        let missing: Vec<usize> = (0..self.flat.len()).filter(|&id| self.flat.is_weight[id] && !here.contains(&id)).collect();
+        let Some(&id) = missing.get(random.below(missing.len().max(1))) else { return false };
+        if self.flat.after[id].iter().any(|other| missing.contains(other)) {
+            return false;
+        }
+        ops.remove(fill);
+        let (half, component) = self.flat.half(id);
+        let op = Op::Compute(half, component);
+        let low = (0..ops.len()).rev().find(|&at| self.flat.must_precede(ops[at], op)).map_or(0, |at| at + 1);
+        ops.insert(low + random.below(ops.len() - low + 1), op);
+        true
     }
 
     /// Moves single entries about; worse orders are accepted ever more rarely.
-    fn anneal(&mut self, tuning: Tuning, random: &mut Random, uniform: &dyn Fn(&mut Random) -> f64) {
+    fn anneal(&mut self, heat: f64, rounds: usize, put_off: usize, random: &mut Random, uniform: &dyn Fn(&mut Random) -> f64) {
         let mut lanes = Lanes::default();
         let mut current = self.best.clone();
         let mut current_score = self.best_score;
-        let before = |a: Op, b: Op| self.flat.must_precede(a, b);
-        let rounds = tuning.tries.saturating_sub(self.tries);
         let (mut best, mut best_score) = (self.best.clone(), self.best_score);
+        let mut other = Vec::new();
         for round in 0..rounds {
             if current.len() < 2 {
                 break;
             }
-            let from = random.below(current.len());
-            let op = current[from];
-            let low = (0..from).rev().find(|&at| before(current[at], op)).map_or(0, |at| at + 1);
-            let high = (from + 1..current.len()).find(|&at| before(op, current[at])).map_or(current.len() - 1, |at| at - 1);
-            if low == high {
+            other.clone_from(&current);
+            let moved = match self.paired && random.below(8) == 0 {
+                true => self.put_off(&mut other, put_off, random),
+                false => self.shift(&mut other, random),
+            };
+            if !moved {
                 continue;
             }
-            let mut to = low + random.below(high - low);
-            if to >= from {
-                to += 1;
-            }
-            let shift = |list: &mut [Op], from: usize, to: usize| match from < to {
-                true => list[from..=to].rotate_left(1),
-                false => list[to..=from].rotate_right(1),
-            };
-            shift(&mut current, from, to);
-            let score = self.score(&current, &mut lanes);
-            let heat = 0.01 * self.bound * (1.0 - round as f64 / rounds as f64).powi(2);
+            let score = self.score(&other, &mut lanes);
+            let heat = heat * self.bound * (1.0 - round as f64 / rounds as f64).powi(2);
             let accept =
                 score <= current_score || uniform(random) < ((current_score - score) / heat.max(f64::MIN_POSITIVE)).exp();
             if accept {
+                std::mem::swap(&mut current, &mut other);
                 current_score = score;
                 if score < best_score {
                     (best, best_score) = (current.clone(), score);
                 }
-            } else {
-                shift(&mut current, to, from);
             }
         }
         (self.best, self.best_score) = (best, best_score);
@@ -301,6 +375,14 @@ impl Flat {
                 done.is_some_and(|done| self.after[self.id(half, component)].contains(&done))
             }
             Op::Fill => false,
+        }
+    }
+
+    /// The component of an entry; 0 for a fill.
+    fn id_of(&self, op: Op) -> usize {
+        match op {
+            Op::Compute(half, component) | Op::Start(half, component) | Op::Finish(half, component) => self.id(half, component),
+            Op::Fill => 0,
         }
     }
 
