@@ -52,7 +52,7 @@ pub(crate) fn possible(setup: &Setup, rank: usize, list: &[Op]) -> bool {
 }
 
 /// One trial of so many makes the lists anew.
-const SHAKEN: usize = 16;
+const SHAKEN: usize = 32;
 
 /// Lists on their way to better ones, with the buffers of the search.
 pub(crate) struct Improver<'a> {

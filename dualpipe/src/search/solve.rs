@@ -108,7 +108,7 @@ pub fn search(problem: &Problem, options: &Options) -> Result<Found> {
         if options.known {
             add_known(problem, setup, index, &mut candidates);
         }
-        by_rules(setup, index, effort(options, setup) / 24 + 64, target, &mut chance, &mut candidates, &mut tried);
+        by_rules(setup, index, effort(options, setup) / 12 + 64, target, &mut chance, &mut candidates, &mut tried);
     }
     // The most promising ones get the most: rounds over ever fewer of them.
     candidates.sort_by(|a, b| a.makespan.total_cmp(&b.makespan));
