@@ -167,6 +167,40 @@ fn collectives_take_the_time_of_their_messages() {
 }
 
 #[test]
+fn collectives_take_the_same_time_whatever_the_threads_do() {
+    let times = |disturb: u64, compute_slots| {
+        let config = WorldConfig { compute_slots, ..world(6, 2) };
+        run(config, |comm| {
+            let mut log = Vec::new();
+            let (me, size) = (comm.rank(), comm.size());
+            let pair = comm.subgroup(&[me & !1, me | 1], 0)?;
+            for round in 0..8 {
+                if disturb > 0 {
+                    std::thread::sleep(Duration::from_micros((disturb * (me as u64 + 7) * (round + 3)) % 400));
+                }
+                comm.advance(0.1 * ((me as u64 * 5 + round) % 7) as f64)?;
+                match round % 4 {
+                    0 => drop(comm.all_to_all_v((0..size).map(|dst| vec![0u8; (me + dst) % 5]).collect())?),
+                    1 => comm.all_reduce_sum(&mut [1.0f32; 20])?,
+                    2 => drop(pair.all_gather_v(&vec![0u64; me])?),
+                    _ => drop(comm.broadcast(round as usize % size, vec![0u8; 9])?),
+                }
+                log.push(comm.now());
+            }
+            Ok((log, comm.waits(), comm.blocked()))
+        })
+    };
+    let undisturbed = times(0, None);
+    assert!(undisturbed.iter().all(|(log, waits, _)| log.is_sorted() && waits.exposed > 0.0));
+    for (disturb, slots) in [(0, Some(1)), (17, None), (23, Some(2)), (101, Some(1))] {
+        let again = times(disturb, slots);
+        for (a, b) in undisturbed.iter().zip(&again) {
+            assert_eq!((&a.0, a.1, a.2.messages), (&b.0, b.1, b.2.messages));
+        }
+    }
+}
+
+#[test]
 fn a_circle_of_waits_is_noticed_at_once() {
     let began = Instant::now();
     let error = run_threads(world(3, 1), |comm: Comm| match comm.rank() {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use v3_ranks::{Comm, Error, Link, LinkModel, RanksError, WorldConfig, run_threads};
+use v3_ranks::{Clock, Comm, Error, Link, LinkModel, RanksError, WorldConfig, run_threads};
 
 /// A hang guard: far above what these tests take, far below the default stall limit.
 const GUARD: Duration = Duration::from_secs(10);
@@ -32,10 +32,11 @@ const WAITS: [(&str, Wait); 6] = [
 
 #[test]
 fn an_error_ends_ranks_that_wait() {
-    for slots in [None, Some(1), Some(2)] {
+    let clocks = [Clock::Wall, Clock::Virtual];
+    for (slots, clock) in [None, Some(1), Some(2)].into_iter().flat_map(|slots| clocks.map(|clock| (slots, clock))) {
         for (name, wait) in WAITS {
             let aborted = AtomicUsize::new(0);
-            let config = WorldConfig { compute_slots: slots, ..WorldConfig::new(3) };
+            let config = WorldConfig { compute_slots: slots, clock, ..WorldConfig::new(3) };
             let error = fails(config, |comm| {
                 if comm.rank() == 1 {
                     comm.blocking(|| std::thread::sleep(Duration::from_millis(20))).unwrap();

@@ -1,7 +1,7 @@
 //! What messages and collectives return, for any number of ranks, any lengths and any timing.
 
 use proptest::prelude::*;
-use v3_ranks::{Comm, Error, LinkKind, WorldConfig, run_threads};
+use v3_ranks::{Clock, Comm, Error, Link, LinkKind, LinkModel, WorldConfig, run_threads};
 
 /// A fixed pseudo-random f32 in about [-1, 1], with a wide range of exponents so that the order of addition shows.
 fn value(seed: u64, index: usize) -> f32 {
@@ -23,8 +23,15 @@ fn jitter(seed: u64, rank: usize) {
     }
 }
 
-fn config(size: usize, slots: Option<usize>) -> WorldConfig {
-    WorldConfig { compute_slots: slots, ..WorldConfig::new(size).ranks_per_node(2) }
+/// Half of the seeds have the virtual clock, and half of these links that take time.
+fn config(size: usize, slots: Option<usize>, seed: u64) -> WorldConfig {
+    let config = WorldConfig { compute_slots: slots, ..WorldConfig::new(size).ranks_per_node(2) };
+    let second = Link { latency: std::time::Duration::from_secs(1), bandwidth: 100.0 };
+    match seed % 4 {
+        0 => config.clock(Clock::Virtual),
+        1 => config.clock(Clock::Virtual).link(LinkModel { fast: Link { bandwidth: 300.0, ..second }, slow: second }),
+        _ => config,
+    }
 }
 
 proptest! {
@@ -34,7 +41,7 @@ proptest! {
     fn all_to_all_v_transposes_uneven_rows(size in 1usize..7, seed: u64, slots in prop::option::of(1usize..3)) {
         let len = |src: usize, dst: usize| (value(seed, src * 16 + dst).abs() * 2000.0) as usize % 9;
         let element = |src: usize, dst: usize, i: usize| (src * 100 + dst * 10 + i) as u32;
-        let got = run_threads(config(size, slots), |comm: Comm| {
+        let got = run_threads(config(size, slots, seed), |comm: Comm| {
             jitter(seed, comm.rank());
             let me = comm.rank();
             comm.all_to_all_v((0..size).map(|dst| (0..len(me, dst)).map(|i| element(me, dst, i)).collect()).collect())
@@ -57,7 +64,7 @@ proptest! {
             }
             sum.to_bits()
         }).collect();
-        let got = run_threads(config(size, slots), |comm: Comm| -> v3_ranks::Result<_> {
+        let got = run_threads(config(size, slots, seed), |comm: Comm| -> v3_ranks::Result<_> {
             let mut data: Vec<f32> = (0..len).map(|i| value(seed + comm.rank() as u64, i)).collect();
             jitter(seed, comm.rank());
             comm.all_reduce_sum(&mut data)?;
@@ -72,7 +79,7 @@ proptest! {
     fn reduce_scatter_gives_the_parts_of_all_reduce(size in 1usize..6, seed: u64) {
         let counts: Vec<usize> = (0..size).map(|rank| (seed >> (4 * rank)) as usize % 7).collect();
         let len = counts.iter().sum();
-        let got = run_threads(config(size, None), |comm: Comm| -> v3_ranks::Result<_> {
+        let got = run_threads(config(size, None, seed), |comm: Comm| -> v3_ranks::Result<_> {
             let mut data: Vec<f32> = (0..len).map(|i| value(seed + comm.rank() as u64, i)).collect();
             let part = comm.reduce_scatter_sum(&data, &counts)?;
             comm.all_reduce_sum(&mut data)?;
@@ -88,7 +95,7 @@ proptest! {
 
     #[test]
     fn messages_keep_their_order_per_source_and_tag(size in 1usize..5, messages in 0usize..20, seed: u64) {
-        run_threads(config(size, None), |comm: Comm| -> v3_ranks::Result<()> {
+        run_threads(config(size, None, seed), |comm: Comm| -> v3_ranks::Result<()> {
             let me = comm.rank() as u64;
             for i in 0..messages as u64 {
                 for dst in 0..size {
@@ -112,7 +119,7 @@ proptest! {
 
     #[test]
     fn gather_and_broadcast(size in 1usize..6, seed: u64) {
-        run_threads(config(size, Some(1)), |comm: Comm| -> v3_ranks::Result<()> {
+        run_threads(config(size, Some(1), seed), |comm: Comm| -> v3_ranks::Result<()> {
             let rows = |rank: usize| vec![rank as i64; (seed >> rank) as usize % 4];
             let gathered = comm.all_gather_v(&rows(comm.rank()))?;
             assert_eq!(gathered, (0..size).map(rows).collect::<Vec<_>>());
