@@ -44,6 +44,11 @@
 //! exactly once, in an order without deadlock. [`Schedule::from_actions`] takes lists of your own; [`Schedule::messages`] lists the
 //! transfers a plan implies.
 //!
+//! # Searching
+//!
+//! [`search`] finds a schedule for costs, transfer times and a memory cap, and says what none can beat. Schedules go to and from PyTorch by
+//! [`Schedule::to_torch_csv`] and [`Schedule::from_torch_csv`].
+//!
 //! # Running
 //!
 //! A model implements [`Stage`]: forward, backward for the inputs, backward for the weights, of a stage and a micro-batch.

@@ -4,8 +4,17 @@ use crate::kind::Placement;
 use crate::search::problem::Problem;
 use crate::search::setup::Setup;
 
-/// A time below which no schedule of this problem ends, whatever the order and the placement; infinite when no placement
-/// fits.
+/// A time below which no schedule of this problem ends, whatever the order and the placement: the least over the placements that fit,
+/// infinite when none does. For a placement it is the largest of
+///
+/// - for each rank, its work, pairs at their overlapped cost where that is less (but the first forward and the last backward are in no pair), after the earliest time at which
+///   anything can arrive there; and the same without `W`, before the shortest way of the last gradient to the end;
+/// - for each stage, one micro-batch from the beginning there and back, and to the end;
+/// - for each stage, micro-batches over slots under the cap, rounded up, times the shortest time from the start of `F` to the end of
+///   `I`, between head and tail; and for each rank, memory times time: what all its chunks take over what there is.
+///
+/// # Errors
+/// As [`Problem::check`].
 pub fn lower_bound(problem: &Problem) -> crate::Result<f64> {
     problem.check()?;
     let of = |placement: &Placement| Setup::new(problem, *placement).map_or(f64::INFINITY, |setup| bound(&setup));
