@@ -160,9 +160,10 @@ impl State {
 
 /// A thread of a rank that drives tasks while the rank does something else.
 ///
-/// It has an actor of its own: its own virtual time and its own waits. It takes a compute slot while it works on a task and gives it away
-/// while it waits; waiting costs no processor time. Dropping it drops the tasks that are not done and ends the thread. The tasks
-/// and the lane's rank share mailboxes: tags tell their messages apart ([`Comm::next_sequence`]).
+/// It has an actor of its own: its own virtual time and its own waits. It takes a compute slot (lanes have slots of their own, as
+/// many as ranks) while it works on a task and gives it away while it waits; waiting costs no processor time. Dropping it drops the tasks that are not done and ends the thread. The tasks
+/// and the lane's rank share mailboxes: tags tell their messages apart ([`Comm::next_sequence`]). A lane is meant to live as long as its rank: a world keeps a record
+/// of some hundred bytes for each that it has had.
 #[derive(Debug)]
 pub struct Lane {
     comm: Comm,

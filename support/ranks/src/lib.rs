@@ -28,8 +28,8 @@
 //!   compute slot) returns [`Error::Aborted`] with the first failure's rank and message, and [`run_threads`] returns it as
 //!   [`RanksError`]. Waiting for a rank that has returned is an error, and so is a circle of waits (after
 //!   [`WorldConfig::stall_after`]; under the virtual clock at once).
-//! - **A total of threads.** With [`WorldConfig::compute_slots`] no more than that many ranks and lanes run at a time: one that waits
-//!   gives its slot to the one that has waited longest.
+//! - **A total of threads.** With [`WorldConfig::compute_slots`] no more than that many ranks run at a time, and beside them no
+//!   more than that many lanes: one that waits gives its slot to the one that has waited longest.
 //! - **Links.** Ranks live on nodes of [`WorldConfig::ranks_per_node`]; a [`LinkModel`] delays each message by latency and
 //!   bandwidth of the link it takes, fast inside a node, slow between nodes, so that hiding communication behind work
 //!   can be measured on one machine. [`Comm::traffic`] counts messages, bytes and rows per kind of link, [`Comm::blocked`] the time a

@@ -100,8 +100,9 @@ pub(crate) struct State {
     /// Messages delivered or received and ranks ended so far: while it stands still nothing happens.
     pub progress: u64,
     pub limited: bool,
-    pub free_slots: usize,
-    pub slot_queue: VecDeque<usize>,
+    /// Compute slots that nobody holds: of ranks' own threads, and of lanes.
+    pub free_slots: [usize; 2],
+    pub slot_queue: [VecDeque<usize>; 2],
     pub ports: Option<Ports>,
 }
 
@@ -116,6 +117,13 @@ pub(crate) enum Check<R> {
     Nothing,
     /// It will never be there.
     Never(Error),
+}
+
+impl ActorState {
+    /// Ranks' own threads and lanes have slots apart, or a lane would stand still while its rank computes.
+    pub fn slot_pool(&self) -> usize {
+        usize::from(self.lane > 0)
+    }
 }
 
 impl State {
@@ -133,8 +141,8 @@ impl State {
             failure: None,
             progress: 0,
             limited: compute_slots.is_some(),
-            free_slots: compute_slots.unwrap_or(0),
-            slot_queue: VecDeque::new(),
+            free_slots: [compute_slots.unwrap_or(0); 2],
+            slot_queue: [VecDeque::new(), VecDeque::new()],
             ports,
         }
     }
@@ -303,7 +311,8 @@ impl State {
             return;
         }
         self.actors[id].holds_slot = false;
-        while let Some(next) = self.slot_queue.pop_front() {
+        let pool = self.actors[id].slot_pool();
+        while let Some(next) = self.slot_queue[pool].pop_front() {
             let next = &mut self.actors[next];
             if !next.holds_slot && next.phase != Phase::Ended {
                 next.holds_slot = true;
@@ -311,7 +320,7 @@ impl State {
                 return;
             }
         }
-        self.free_slots += 1;
+        self.free_slots[pool] += 1;
     }
 
     /// A rank of this process failed in what it, or a lane of it, did.

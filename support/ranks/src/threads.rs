@@ -19,7 +19,8 @@ pub struct WorldConfig {
     pub size: usize,
     /// Ranks per node, at least 1: rank r is on node r / `ranks_per_node`. The last node may hold fewer.
     pub ranks_per_node: usize,
-    /// At most this many ranks (at least 1) run at a time; a rank that waits for a message gives its place to another. `None`: all.
+    /// At most this many ranks (at least 1) run at a time, and beside them at most as many lanes; one that waits for a message gives its
+    /// place to another. `None`: all.
     pub compute_slots: Option<usize>,
     /// What messages cost; `None`: nothing.
     pub link: Option<LinkModel>,

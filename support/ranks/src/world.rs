@@ -381,9 +381,14 @@ impl World {
         };
         let ended = self.now(&state, actor);
         let mine = &mut state.actors[id];
-        for want in wants {
-            if let Some(at) = mine.waits.iter().position(|wait| wait.want == *want) {
-                mine.waits.swap_remove(at);
+        if mine.waits.len() == wants.len() {
+            mine.waits.clear();
+        } else {
+            // Another thread that uses the same actor waits as well.
+            for want in wants {
+                if let Some(at) = mine.waits.iter().position(|wait| wait.want == *want) {
+                    mine.waits.swap_remove(at);
+                }
             }
         }
         if let Ok((_, Some(origin))) = &outcome {
@@ -458,18 +463,19 @@ impl World {
         if !state.limited || state.actors[id].holds_slot || state.admit(actor).is_err() {
             return state;
         }
-        if state.free_slots > 0 {
-            state.free_slots -= 1;
+        let pool = state.actors[id].slot_pool();
+        if state.free_slots[pool] > 0 {
+            state.free_slots[pool] -= 1;
             state.actors[id].holds_slot = true;
             return state;
         }
         let began = Instant::now();
-        state.slot_queue.push_back(id);
+        state.slot_queue[pool].push_back(id);
         while !state.actors[id].holds_slot && state.admit(actor).is_ok() {
             state.sleep(actor, None);
         }
         if !state.actors[id].holds_slot {
-            state.slot_queue.retain(|&queued| queued != id);
+            state.slot_queue[pool].retain(|&queued| queued != id);
         }
         state.ranks[actor.rank].blocked.slots += began.elapsed();
         state
