@@ -298,6 +298,11 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    /// From 0 to 1.
+    pub(crate) fn share(&mut self) -> f64 {
+        (self.next() >> 11) as f64 * 2f64.powi(-53)
+    }
+
     /// Below `bound`, which is at least 1.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.next()) * bound.max(1) as u128) >> 64) as usize

@@ -254,7 +254,7 @@ impl Flat {
 
     /// Pairs behind each other; the last one's times.
     pub(crate) fn steady(&self, ops: &[Op]) -> PairTimeline {
-        const PAIRS: usize = 4;
+        const PAIRS: usize = 3;
         let mut lanes = Lanes::default();
         let mut inputs = [0.0; 2];
         let (mut begin, mut exposed, mut computing) = (0.0, 0.0, 0.0);

@@ -16,7 +16,7 @@ use crate::schedule::Schedule;
 pub struct Tuning {
     /// Of the search's chance.
     pub seed: u64,
-    /// Arrangements tried for each distinct pair.
+    /// Arrangements tried for each distinct pair; the search of a pair ends sooner at its lower bound.
     pub tries: usize,
     /// How many components for weights a pair may put off into the next one, where they fill the time before its first
     /// communication is there. What they need of the chunk's activations is kept as long.
@@ -24,9 +24,9 @@ pub struct Tuning {
 }
 
 impl Default for Tuning {
-    /// Seed 0, 60,000 tries, 2 components put off.
+    /// Seed 0, 100,000 tries (about half a second for four layers), 2 components put off.
     fn default() -> Tuning {
-        Tuning { seed: 0, tries: 60_000, put_off: 2 }
+        Tuning { seed: 0, tries: 100_000, put_off: 2 }
     }
 }
 
@@ -133,8 +133,24 @@ fn filled(pairing: &Pairing, costs: &PairCosts, arrangement: Arrangement, all: &
     Ok(arrangement.with_fills(count))
 }
 
+/// What a result counts that leaves later, as a share of the time of a pair.
+const EARLY: f64 = 1e-3;
+
 /// How much worse an order may be that annealing goes through, to begin with, as a share of the bound.
-const HEATS: [f64; 3] = [0.04, 0.02, 0.01];
+const HEATS: [f64; 2] = [0.02, 0.005];
+
+/// What a list scheduler decides by.
+#[derive(Clone)]
+struct Rules {
+    /// Of each component: the highest first.
+    priority: Vec<f64>,
+    /// Of weights that the pair before put off.
+    fill: f64,
+    /// How long a priority of 1 is waited for rather than taking one of 0.
+    patience: f64,
+    /// Weights that this pair puts off, in order.
+    put_off: Vec<usize>,
+}
 
 /// The orders tried so far.
 struct Search<'a> {
@@ -146,6 +162,8 @@ struct Search<'a> {
     is_sink: Vec<bool>,
     best: Vec<Op>,
     best_score: f64,
+    /// The best of the list scheduler, without and with weights put off.
+    best_with: [(f64, Vec<Op>); 2],
     tries: usize,
 }
 
@@ -154,7 +172,17 @@ impl<'a> Search<'a> {
         let mut is_sink = vec![true; flat.len()];
         flat.after.iter().flatten().for_each(|&other| is_sink[other] = false);
         let paired = !pairing.half(Half::Forward).is_empty() && !pairing.half(Half::Backward).is_empty();
-        Search { flat, pairing, paired, bound, is_sink, best: Vec::new(), best_score: f64::INFINITY, tries: 0 }
+        Search {
+            flat,
+            pairing,
+            paired,
+            bound,
+            is_sink,
+            best: Vec::new(),
+            best_score: f64::INFINITY,
+            best_with: [(f64::INFINITY, Vec::new()), (f64::INFINITY, Vec::new())],
+            tries: 0,
+        }
     }
 
     /// The time of a pair, and a little for results that leave late.
@@ -168,7 +196,7 @@ impl<'a> Search<'a> {
             }
         };
         let results: f64 = timeline.results.iter().flatten().sum();
-        timeline.makespan + 1e-3 * results
+        timeline.makespan + EARLY * results
     }
 
     fn offer(&mut self, ops: Vec<Op>) -> f64 {
@@ -225,47 +253,81 @@ impl<'a> Search<'a> {
             return;
         }
         let mut random = Random::new(tuning.seed);
-        let uniform = |random: &mut Random| (random.next() >> 11) as f64 * 2f64.powi(-53);
         // Priorities: the longest way to the end, disturbed by chance.
         let tails = self.flat.ways(true).1;
         let scale = tails.iter().copied().fold(0.0, f64::max).max(f64::MIN_POSITIVE);
-        let start: Vec<f64> = tails.iter().map(|tail| tail / scale).collect();
-        let mut keys = start.clone();
-        let mut keys_score = self.offer(self.flat.list_schedule(&keys, &self.is_sink));
-        for round in 0..tuning.tries / 4 {
-            let mut other = if round % 400 == 399 { start.clone() } else { keys.clone() };
-            let changes = 1 + random.below(4);
+        let start =
+            Rules { priority: tails.iter().map(|tail| tail / scale).collect(), fill: 0.0, patience: 0.0, put_off: Vec::new() };
+        let weights: Vec<usize> = (0..self.flat.len()).filter(|&id| self.flat.is_weight[id]).collect();
+        let mut rules = start.clone();
+        let mut rules_score = self.offer(self.flat.list_schedule(&rules, &self.is_sink));
+        for round in 0..tuning.tries / 3 {
+            if round % 100 == 0 && self.is_best() {
+                return;
+            }
+            let fresh = round % 1000 == 999;
+            let mut other = if fresh { start.clone() } else { rules.clone() };
+            let changes = 1 + random.below(3);
             for _ in 0..changes {
-                let id = random.below(other.len().max(1));
-                if let Some(key) = other.get_mut(id) {
-                    *key = uniform(&mut random) * 1.2 - 0.1;
-                }
-            }
-            let score = self.offer(self.flat.list_schedule(&other, &self.is_sink));
-            if score <= keys_score || round % 400 == 399 {
-                keys = other;
-                keys_score = score;
-            }
-        }
-        // The same with the last weights put off to where the next pair first waits.
-        if self.paired {
-            for base in [Arrangement::default(self.pairing).ops().to_vec(), self.best.clone()] {
-                for count in 1..=tuning.put_off {
-                    let mut ops = base.clone();
-                    for _ in 0..count {
-                        let Some(at) = ops.iter().rposition(|&op| self.is_weight(op)) else { break };
-                        ops.remove(at);
-                        let wait = ops.iter().position(|op| matches!(op, Op::Finish(..))).unwrap_or(0);
-                        ops.insert(wait, Op::Fill);
+                match random.below(8) {
+                    0 => other.fill = random.share() * 1.2 - 0.1,
+                    1 => other.patience = random.share() * 0.1 * self.bound,
+                    2 if self.paired && tuning.put_off > 0 && !weights.is_empty() => {
+                        let id = weights[random.below(weights.len())];
+                        match other.put_off.iter().position(|&known| known == id) {
+                            Some(at) => drop(other.put_off.remove(at)),
+                            None => other.put_off.push(id),
+                        }
+                        other.put_off.sort_unstable();
                     }
-                    self.offer(ops);
+                    _ => {
+                        let id = random.below(other.priority.len().max(1));
+                        if let Some(key) = other.priority.get_mut(id) {
+                            *key = random.share() * 1.2 - 0.1;
+                        }
+                    }
                 }
             }
+            let loose =
+                |id: usize| weights.iter().all(|&next| other.put_off.contains(&next) || !self.flat.after[next].contains(&id));
+            if other.put_off.len() > tuning.put_off || !other.put_off.iter().all(|&id| loose(id)) {
+                continue;
+            }
+            let ops = self.flat.list_schedule(&other, &self.is_sink);
+            let sort = usize::from(!other.put_off.is_empty());
+            let score = self.offer(ops.clone());
+            if score < self.best_with[sort].0 {
+                self.best_with[sort] = (score, ops);
+            }
+            if score <= rules_score || fresh {
+                rules = other;
+                rules_score = score;
+            }
         }
-        let each = tuning.tries.saturating_sub(self.tries) / HEATS.len();
+        // Annealing, from what is best of each sort so far.
+        let default = Arrangement::default(self.pairing).ops().iter().copied().filter(|&op| op != Op::Fill).collect();
+        let mut starts: Vec<Vec<Op>> = vec![default, self.best.clone()];
+        starts.extend(self.best_with.iter().map(|(_, ops)| ops.clone()).filter(|ops| !ops.is_empty()));
+        starts.dedup();
+        let each = tuning.tries.saturating_sub(self.tries) / (HEATS.len() * (starts.len() + 1));
+        for start in starts {
+            let mut from = start;
+            for heat in HEATS {
+                if self.is_best() {
+                    return;
+                }
+                from = self.anneal(from, heat, each, tuning.put_off, &mut random);
+            }
+        }
+        // And once more from the best of all.
         for heat in HEATS {
-            self.anneal(heat, each, tuning.put_off, &mut random, &uniform);
+            self.anneal(self.best.clone(), heat, each, tuning.put_off, &mut random);
         }
+    }
+
+    /// Whether no other order has a shorter time of a pair.
+    fn is_best(&self) -> bool {
+        self.paired && self.flat.steady(&self.best).makespan <= self.bound * (1.0 + 1e-9)
     }
 
     fn is_weight(&self, op: Op) -> bool {
@@ -327,12 +389,12 @@ impl<'a> Search<'a> {
         true
     }
 
-    /// Moves single entries about; worse orders are accepted ever more rarely.
-    fn anneal(&mut self, heat: f64, rounds: usize, put_off: usize, random: &mut Random, uniform: &dyn Fn(&mut Random) -> f64) {
+    /// Moves single entries about; worse orders are accepted ever more rarely. Returns the best order it went through.
+    fn anneal(&mut self, from: Vec<Op>, heat: f64, rounds: usize, put_off: usize, random: &mut Random) -> Vec<Op> {
         let mut lanes = Lanes::default();
-        let mut current = self.best.clone();
-        let mut current_score = self.best_score;
-        let (mut best, mut best_score) = (self.best.clone(), self.best_score);
+        let mut current_score = self.score(&from, &mut lanes);
+        let mut current = from;
+        let (mut best, mut best_score) = (current.clone(), current_score);
         let mut other = Vec::new();
         for round in 0..rounds {
             if current.len() < 2 {
@@ -348,8 +410,7 @@ impl<'a> Search<'a> {
             }
             let score = self.score(&other, &mut lanes);
             let heat = heat * self.bound * (1.0 - round as f64 / rounds as f64).powi(2);
-            let accept =
-                score <= current_score || uniform(random) < ((current_score - score) / heat.max(f64::MIN_POSITIVE)).exp();
+            let accept = score <= current_score || random.share() < ((current_score - score) / heat.max(f64::MIN_POSITIVE)).exp();
             if accept {
                 std::mem::swap(&mut current, &mut other);
                 current_score = score;
@@ -358,7 +419,10 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        (self.best, self.best_score) = (best, best_score);
+        if best_score < self.best_score {
+            (self.best, self.best_score) = (best.clone(), best_score);
+        }
+        best
     }
 }
 
@@ -411,11 +475,16 @@ impl Flat {
 
     /// An order made by going along in time: what can be started is started at once; of what can be computed without waiting the
     /// highest priority comes first; where nothing can, what can soonest.
-    fn list_schedule(&self, priority: &[f64], is_sink: &[bool]) -> Vec<Op> {
+    fn list_schedule(&self, rules: &Rules, is_sink: &[bool]) -> Vec<Op> {
+        let priority = &rules.priority;
         let n = self.len();
         let mut ops = Vec::with_capacity(2 * n);
         let mut lanes = Lanes { arrives: vec![0.0; n], ..Lanes::default() };
         let (mut taken, mut done) = (vec![false; n], vec![false; n]);
+        for &id in &rules.put_off {
+            (taken[id], done[id]) = (true, true);
+        }
+        let mut fills = rules.put_off.iter().copied().peekable();
         let finish = |id: usize, lanes: &mut Lanes, done: &mut [bool], ops: &mut Vec<Op>| {
             let (half, component) = self.half(id);
             ops.push(Op::Finish(half, component));
@@ -467,6 +536,7 @@ impl Flat {
                 lanes.now += self.costs[id].compute;
             }
         }
+        // Communications whose arrival nothing but the result waits for.
         let mut rest: Vec<usize> = (0..n).filter(|&id| taken[id] && !done[id]).collect();
         rest.sort_by(|&a, &b| lanes.arrives[a].total_cmp(&lanes.arrives[b]));
         for id in rest {
