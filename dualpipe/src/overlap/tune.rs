@@ -358,11 +358,7 @@ impl<'a> Search<'a> {
     /// Puts a component for weights off into the next pair, where a fill near the begin takes it; or takes one back.
     fn put_off(&self, ops: &mut Vec<Op>, most: usize, random: &mut Random) -> bool {
         let fills: Vec<usize> = (0..ops.len()).filter(|&at| ops[at] == Op::Fill).collect();
-        let weights = |ops: &[Op]| {
-            let is_weight =
-                |op: Op| matches!(op, Op::Compute(half, component) if self.flat.is_weight[self.flat.id(half, component)]);
-            (0..ops.len()).filter(|&at| is_weight(ops[at])).collect::<Vec<_>>()
-        };
+        let weights = |ops: &[Op]| (0..ops.len()).filter(|&at| self.is_weight(ops[at])).collect::<Vec<_>>();
         if fills.len() < most && (fills.is_empty() || random.below(2) == 0) {
             let weights = weights(ops);
             let Some(&at) = weights.get(random.below(weights.len().max(1))) else { return false };
@@ -521,9 +517,20 @@ impl Flat {
                 Some(at)
             };
             let candidates = (0..n).filter(|&id| !taken[id]).filter_map(|id| ready(id).map(|at| (id, at)));
+            // The soonest first, where a priority counts as so much time; then the higher.
+            let rank = |priority: f64, at: f64| (at - rules.patience * priority, -priority);
             let chosen = candidates
-                .min_by(|&(a, at_a), &(b, at_b)| at_a.total_cmp(&at_b).then(priority[b].total_cmp(&priority[a])).then(a.cmp(&b)));
-            let Some((id, _)) = chosen else { break };
+                .map(|(id, at)| (rank(priority[id], at), id))
+                .min_by(|(a, id_a), (b, id_b)| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)).then(id_a.cmp(id_b)));
+            if let Some(&fill) = fills.peek()
+                && chosen.is_none_or(|(chosen, _)| rank(rules.fill, lanes.now) < chosen)
+            {
+                fills.next();
+                ops.push(Op::Fill);
+                lanes.now += self.costs[fill].compute;
+                continue;
+            }
+            let Some((_, id)) = chosen else { break };
             for &other in &self.after[id] {
                 if !done[other] {
                     finish(other, &mut lanes, &mut done, &mut ops);
