@@ -1,6 +1,6 @@
 //! Pipeline schedules as data, with a validator, a simulator, pictures and an executor.
 //!
-//! A pipeline cuts a model into stages, one or two a rank, and sends micro-batches through them, forward and back. Which rank
+//! A pipeline cuts a model into stages, one or more a rank, and sends micro-batches through them, forward and back. Which rank
 //! does what when decides how long ranks idle (the *bubble*) and how many activations they keep. Here such a plan is a
 //! value, a [`Schedule`]: for each rank a list of steps `F` (forward), `B` (full backward), `I` (backward for the inputs), `W` (backward for
 //! the weights, whenever convenient), or a pair `F`+`B` whose communication hides behind each other's computation. You can
@@ -25,14 +25,19 @@
 //! `R` ranks, `M` micro-batches, `I = B - W`; the bubble is the makespan minus the work of the least busy rank; activations are the
 //! most chunks that a rank keeps, freed at `B` or `I`, and, where different, freed at `W`.
 //!
-//! | [`Kind`]    | stages        | `M`                | bubble                | activations           |
-//! |-------------|---------------|--------------------|-----------------------|-----------------------|
-//! | `gpipe`     | R             | any                | `(R-1)(F+B)`          | M                     |
-//! | `1f1b`      | R             | any                | `(R-1)(F+B)`          | R                     |
-//! | `zb-h1`     | R             | any                | `(R-1)(F+B-2W)`       | R; every rank R at W  |
-//! | `zb-v`      | 2R in a V     | any                | `(R-1)max(I,2(I-W))`  | 2R halves             |
-//! | `dualpipe`  | R, each twice | even, 2R or more   | `(R/2-1)(FB+F-2W)`    | R+1                   |
-//! | `dualpipev` | 2R in a V     | 2R or more         | `(R-1)(FB+F-2W)`      | 2R+1 halves           |
+//! | [`Kind`]      | stages        | bubble, full          | activations           |
+//! |---------------|---------------|-----------------------|-----------------------|
+//! | `gpipe`       | R             | `(R-1)(F+B)`          | M                     |
+//! | `1f1b`        | R             | `(R-1)(F+B)`          | R                     |
+//! | `interleaved` | NR in a loop  | `(R-1)(F+B)`          | (N+1)R-1 N-ths        |
+//! | `zb-h1`       | R             | `(R-1)(F+B-2W)`       | R; every rank R at W  |
+//! | `zb-v`        | 2R in a V     | `(R-1)max(I,2(I-W))`  | 2R halves             |
+//! | `dualpipe`    | R, each twice | `(R/2-1)(FB+F-2W)`    | R+1                   |
+//! | `dualpipev`   | 2R in a V     | `(R-1)(FB+F-2W)`      | 2R+1 halves           |
+//!
+//! Any `M` runs. Where the authors' plan wants more ([`Kind::full_micro_batches`]), an even number (`dualpipe`) or a multiple of `R`
+//! (`interleaved`), the plan is that for so many, without the rest: it takes no longer, and never longer than 1F1B on the same model (tested
+//! up to 8 ranks). `dualpipe` refuses an odd `R`, whose middle rank would hold its own mirror image.
 //!
 //! With `F = I` the last two are the `(PP/2-1)(FB+B-3W)` of the DualPipe paper. [`formula`] says where each holds (it is tested
 //! there, exactly) and bounds the bubble for all other costs. DualPipe and DualPipeV are action for action what the authors'
@@ -56,6 +61,60 @@
 //! are needed, and measures. `W` is called when the plan says, so the model must keep what it needs until then. The
 //! schedule never changes a micro-batch's loss by a bit; sums of gradients over micro-batches differ only by the order of
 //! additions (within `2 M 2^-24` of the sum of magnitudes), and within one schedule they are the same in every run.
+//!
+//! # Communication behind computation
+//!
+//! With expert parallelism a chunk communicates as long as it computes, or nearly. A model that also implements [`StageComponents`] offers its
+//! chunks in [`Component`]s: attention, dispatch, MLP, combine, and their backwards, for inputs and for weights apart. An [`Arrangement`] is one order
+//! of the components of a forward and a backward on the computing lane; a communication is under way, on a communicating lane, from its start
+//! to its finish. [`execute_with`] runs a schedule so, by [`Overlap`]:
+//!
+//! - `Off`: one component after another, each communication waited for at once;
+//! - `Default`: Figure 4 of the DeepSeek-V3 report, layer by layer
+//!   `MLP(B) MLP(W) MLP(F) ATTN(B) ATTN(W) ATTN(F)` against `DISPATCH(F) DISPATCH(B) COMBINE(F) COMBINE(B)`;
+//! - `Tuned`: what [`tune`] finds for measured [`ComponentCosts`]; [`Arrangements`] are kept as text.
+//!
+//! An activation or gradient leaves the moment it exists, before the weights, and is waited for just before its first use. Weights of chunks
+//! that run alone fill waits: the chunk's own, and those that the schedule has later on this rank. A tuned pair may put two components
+//! for weights off into the next pair, where they cover the time until its first communication is there; what they need is kept so
+//! much longer than [`Schedule::peak_activations`] says. Every legal order leaves the same bits: weights of a stage are always added in the
+//! order of the schedule.
+//!
+//! ```
+//! use dualpipe::{Component, ComponentCost, ComponentCosts, ComponentKind::*, Half, Pairing, Ports, Tuning, tune_pair};
+//!
+//! let part = |kind, after: &[usize]| Component::new(kind, 0, after);
+//! let forward = vec![part(Attention, &[]), part(Dispatch, &[0]), part(Mlp, &[1]), part(Combine, &[2])];
+//! let backward = vec![
+//!     part(CombineBackward, &[]),
+//!     part(MlpInput, &[0]),
+//!     part(MlpWeight, &[1]),
+//!     part(DispatchBackward, &[1]),
+//!     part(AttentionInput, &[3]),
+//!     part(AttentionWeight, &[4]),
+//! ];
+//! let costs: ComponentCosts = "
+//!     compute F attention 2e-3
+//!     compute F mlp 2e-3
+//!     compute B mlp-input 2e-3
+//!     compute B mlp-weight 2e-3
+//!     compute B attention-input 2e-3
+//!     compute B attention-weight 2e-3
+//!     communicate F dispatch slow=2e-3
+//!     communicate F combine slow=2e-3
+//!     communicate B combine-backward slow=2e-3
+//!     communicate B dispatch-backward slow=2e-3
+//! ".parse()?;
+//! let pairing = Pairing::new(forward, backward)?;
+//! let tuned = tune_pair(&pairing, &costs.of(&pairing)?, Tuning::default())?;
+//! print!("{}", tuned.arrangement.describe(&pairing));
+//! assert!(tuned.steady.hidden() > 0.99);
+//! # Ok::<(), dualpipe::Error>(())
+//! ```
+//!
+//! On paper, [`simulate_pair`] and [`simulate_steady`] time one pair, [`pair_bound`] says what no order beats, and [`simulate_components`] times a whole
+//! step on all ranks, with the ports of [`v3_ranks::LinkModel`]. Under the virtual clock the executor takes exactly that time, to
+//! the bit (tested). *Exposed* is waiting for what was already sent; waiting for what was not is *bubble*.
 //!
 //! # Pictures
 //!

@@ -31,6 +31,25 @@ peak activations per rank: 5 5 5 5
 }
 
 #[test]
+fn rounds_are_told_apart() {
+    let timeline = timeline(Kind::Interleaved(3), 2, 2, "F=1,B=2,W=1");
+    let text = timeline.to_text(80);
+    let title =
+        "interleaved-3: 2 ranks, 2 micro-batches; capitals: round 0, small: round 1, then\n  after the number of the round\n";
+    assert!(text.starts_with(title), "{text}");
+    let row = text.lines().find(|line| line.starts_with("0  ")).unwrap();
+    for name in ["F0", "f0", "2F0"] {
+        assert!(row.contains(name), "{row}");
+    }
+    let svg = timeline.to_svg();
+    // The dark shade of round 0, the light one of round 2, and one between.
+    for colour in ["#f0a830", "#f8d590", "#f4be60"] {
+        assert!(svg.contains(colour), "{colour}");
+    }
+    assert!(svg.contains("the lighter, the later round"));
+}
+
+#[test]
 fn every_line_of_text_fits_and_the_figures_come_last() {
     for kind in Kind::ALL {
         for (ranks, micro_batches) in SIZES {

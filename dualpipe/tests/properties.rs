@@ -225,6 +225,75 @@ fn bubbles_equal_the_published_table() {
     }
 }
 
+/// On the same model, cut into as many stages as each schedule wants, with any number of micro-batches.
+#[test]
+fn no_schedule_takes_longer_than_1f1b() {
+    for ranks in 1..=8usize {
+        for micro_batches in 1..=2 * ranks + 5 {
+            let makespan = |kind: Kind| {
+                let schedule = Schedule::new(kind, ranks, micro_batches).ok()?;
+                // Twelve units of forward a rank, of which each of its stages has its share; of two copies, all.
+                let share = match kind.placement() {
+                    Placement::Line | Placement::Bidirectional => 1.0,
+                    Placement::V => 2.0,
+                    Placement::Loop(each) => f64::from(each),
+                };
+                let costs = Costs { f: 12.0 / share, b: 24.0 / share, w: 12.0 / share, fb: 36.0 / share, p2p: 0.0 };
+                Some(simulate(&schedule, &costs).unwrap().makespan())
+            };
+            let plain = makespan(Kind::OneFOneB).unwrap();
+            let others = [Kind::Interleaved(3), Kind::Interleaved(4)];
+            for kind in Kind::ALL.into_iter().chain(others).filter(|&kind| kind != Kind::GPipe) {
+                if let Some(time) = makespan(kind) {
+                    assert!(time <= plain, "{kind}, {ranks} ranks, {micro_batches} micro-batches: {time}, 1f1b {plain}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn interleaved_is_as_megatron_has_it() {
+    let text = |ranks, micro_batches, rank: usize| {
+        let schedule = Schedule::new(Kind::Interleaved(2), ranks, micro_batches).unwrap();
+        schedule.steps(rank).iter().map(|step| step.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    // Warm-ups of 2(R - 1 - r) + (v - 1)R forwards, in groups of R micro-batches.
+    let (first, last) = ("F0.0 F0.1 F1.0 F1.1 F0.2 B1.0 F0.3", "F0.0 F0.1 F1.0 B1.0 F1.1 B1.1 F0.2 B0.0");
+    assert!(text(2, 4, 0).starts_with(first), "{}", text(2, 4, 0));
+    assert!(text(2, 4, 1).starts_with(last), "{}", text(2, 4, 1));
+    // Of three micro-batches on two ranks, the fourth is left out.
+    assert_eq!(text(2, 3, 1), "F0.0 F0.1 F1.0 B1.0 F1.1 B1.1 F0.2 B0.0 B0.1 F1.2 B1.2 B0.2");
+    let schedule = Schedule::new(Kind::Interleaved(3), 2, 2).unwrap();
+    assert_eq!((schedule.stages(), schedule.stages_of(1)), (6, vec![1, 3, 5]));
+    assert!(schedule.to_json().starts_with(r#"{"schedule":"interleaved-3","ranks":2,"#));
+    for name in ["interleaved-3", "interleaved-255", "custom-loop-1", "custom", "custom-v", "custom-bidirectional"] {
+        assert_eq!(name.parse::<Kind>().unwrap().to_string(), name);
+    }
+    assert_eq!("interleaved".parse::<Kind>().unwrap(), Kind::Interleaved(2));
+    for name in ["interleaved-1", "interleaved-256", "interleaved-", "interleaved--2", "custom-loop-0", "gpipe-2"] {
+        assert!(name.parse::<Kind>().is_err(), "{name}");
+    }
+}
+
+#[test]
+fn fewer_or_odd_micro_batches_leave_out_the_others() {
+    for kind in Kind::ALL {
+        for ranks in [2usize, 4, 6] {
+            let full = kind.full_micro_batches(ranks).next_multiple_of(2 * ranks);
+            for micro_batches in 1..full {
+                let schedule = Schedule::new(kind, ranks, micro_batches).unwrap();
+                let forwards: usize =
+                    schedule.ranks_actions().iter().flatten().flat_map(Step::actions).filter(|a| a.kind == ActionKind::F).count();
+                assert_eq!(forwards, schedule.stages() * micro_batches);
+                let chunks: Vec<usize> =
+                    (0..kind.placement().directions()).map(|d| kind.placement().chunks(micro_batches, d)).collect();
+                assert!(chunks.iter().max().unwrap() - chunks.iter().min().unwrap() <= 1);
+            }
+        }
+    }
+}
+
 #[test]
 fn activations_peak_as_published() {
     for kind in Kind::ALL {
