@@ -38,7 +38,7 @@ fn measure(
         slow: Link { latency: Duration::from_micros(5), bandwidth: SLOW * scale },
     };
     let world = WorldConfig::new(layout.ep_size()).ranks_per_node(PER_NODE).link(link).clock(Clock::Virtual);
-    let options = PlanOptions { chunk_rows: 32, fan_out, ..PlanOptions::default() };
+    let options = PlanOptions { chunk_rows, fan_out, ..PlanOptions::default() };
     let parts = run_threads(world, |comm: Comm| -> Result<_, AnyError> {
         let plan = Plan::with_options(&comm, layout, &routing(comm.rank())?, options)?;
         let dispatch = time_dispatch(&comm, &plan, ROW_LEN)?;
@@ -85,7 +85,7 @@ pub fn table(out: &mut dyn Write, quick: bool) -> Result<(), AnyError> {
             let mut base = None;
             for experts in 1..=5 {
                 let fan = vec![experts; nodes];
-                let cell = measure(fan_out, &layout, |rank| Ok(fan_routing(&layout, rank, tokens, &fan, ranks)?))?;
+                let cell = measure(tokens / 64, fan_out, &layout, |rank| Ok(fan_routing(&layout, rank, tokens, &fan, ranks)?))?;
                 let base = *base.get_or_insert(cell.dispatch);
                 let text = format!("{:.0} ({:.0}) {:.3}", cell.dispatch * 1e6, cell.slow_bytes / 1e6, cell.dispatch / base);
                 write!(out, " {text:<20}")?;
@@ -94,7 +94,7 @@ pub fn table(out: &mut dyn Write, quick: bool) -> Result<(), AnyError> {
         }
         let mut times = Vec::new();
         for fan in [[1; 4], [4, 3, 3, 3]] {
-            times.push(measure(fan_out, &layout, |rank| Ok(fan_routing(&layout, rank, tokens, &fan, ranks)?))?.dispatch);
+            times.push(measure(tokens / 64, fan_out, &layout, |rank| Ok(fan_routing(&layout, rank, tokens, &fan, ranks)?))?.dispatch);
         }
         if let [four, thirteen] = times[..] {
             writeln!(out, "  13 experts on 4 nodes take {:.3} of the time of 4", thirteen / four)?;
@@ -106,7 +106,7 @@ pub fn table(out: &mut dyn Write, quick: bool) -> Result<(), AnyError> {
     for (name, nodes, config) in [("256 experts, 8 nodes", 8, published), ("260 experts, 5 nodes", 5, five)] {
         let layout = Layout::new(config.num_experts, nodes * PER_NODE, PER_NODE)?;
         for fan_out in [FanOut::PerExpert, FanOut::PerRank] {
-            let cell = measure(fan_out, &layout, |rank| {
+            let cell = measure(tokens / 64, fan_out, &layout, |rank| {
                 let logits = values(tokens * config.num_experts, 10 + rank as u64);
                 Ok(route(&config, &logits, &[])?)
             })?;
