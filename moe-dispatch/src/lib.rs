@@ -47,13 +47,62 @@
 //! | expert-major rows of a rank | [R, d]: local expert by local expert, `offsets()` [local experts + 1]; inside an expert by source rank, then by token |
 //! | combined rows | [T, d] |
 //!
-//! # The two hops
+//! # What travels over which link, and when
 //!
-//! A row crosses the slow links once per distinct node among its experts, however many experts it has there: it goes to a gateway, the rank at
-//! the same place in that node, which passes it on over the fast links to each rank that needs it. With routing limited to m groups of experts and each
-//! group on one node, a token crosses at most m times (m - 1 if its own node is among them). A gateway passes on what has arrived
-//! ([`PlanOptions::chunk_rows`] at a time) while the rest is under way. On the way back a gateway adds what its node's ranks send
-//! before it crosses the slow link. [`Plan::traffic`] and [`Plan::combine_traffic`] count rows and bytes.
+//! | | slow, between nodes | fast, inside a node |
+//! |---|---|---|
+//! | plan | once to each gateway: slots and weights of the tokens that go to its node | to each rank of the own node, and on from the gateway |
+//! | dispatch, backward of combine | each row once for every *other node* among its experts | each row once for every rank there that has an expert of it ([`FanOut`]) |
+//! | combine, backward of dispatch | from each gateway the sums of its node, one row where the node's experts are an aligned block | from each rank its sums, to the gateway or to a token of its own node |
+//! | backward of combine, weights | one number for each choice | the same |
+//!
+//! The gateway of a rank in a node is the rank at the same place there. A row crosses the slow links once a node, however many experts it has on it: with routing limited
+//! to m groups of experts and each group on one node, at most m times (m - 1 if its own node is among them). Rows leave in messages of
+//! [`PlanOptions::chunk_rows`], to every destination in turn, each rank beginning with another, so that all ports are busy alike; what goes to the own node leaves at once
+//! and waits for nobody. A gateway passes on what has arrived while the rest is under way, so that the fast hop adds the time of one message to the slow one and no more
+//! as long as it is not the slower of the two; on the way back it adds what the ranks of its node send, message by message. With
+//! [`PlanOptions::channels`] the tokens are cut into shares that do not wait for each other. Rows of a rank's own experts never travel.
+//! [`Plan::traffic`] and [`Plan::combine_traffic`] count rows and bytes.
+//!
+//! # In flight
+//!
+//! [`Plan::dispatch_start`], [`Plan::combine_start`] and the backward passes return handles that own what they send. Each is a [task](v3_ranks::Task): a
+//! [lane](v3_ranks::Lane) of the rank drives any number of them while the rank computes, and its ticket waits for the result.
+//! [`Plan::start_dispatch`] plans and dispatches as one task, so that nothing has to be waited for in between.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use moe_dispatch::{CombineOptions, Layout, Plan, PlanOptions, Routing, Rows};
+//! use v3_ranks::{Comm, Lane, WorldConfig, run_threads};
+//!
+//! let layout = Layout::new(4, 2, 1)?;
+//! run_threads(WorldConfig::new(2), |comm: Comm| -> moe_dispatch::Result<()> {
+//!     let lane = Lane::spawn(&comm, "communication")?;
+//!     let routing = Routing { tokens: 2, top_k: 2, indices: vec![0, 3, 1, 2], weights: vec![0.5; 4], scores: vec![] };
+//!     let x = Rows { data: vec![1.0f32, 2.0, 3.0, 4.0], row_len: 2 };
+//!     let ticket = lane.submit(Plan::start_dispatch(&comm, &layout, &routing, PlanOptions::default(), x)?);
+//!     // ... compute something else ...
+//!     let (plan, dispatched) = ticket.finish(&comm)?;
+//!     let ticket = lane.submit(plan.combine_start(&comm, dispatched.rows.data, 2, CombineOptions::default())?);
+//!     // ... and something else again ...
+//!     assert_eq!(ticket.finish(&comm)?.rows, [1.0, 2.0, 3.0, 4.0]);
+//!     Ok(())
+//! })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! All ranks *start* the same exchanges in the same order. On a lane, or polled together, they may end in any order; without one, `finish` drives that exchange
+//! alone, so ranks that hold several finish them in the same order. The calls that wait ([`Plan::new`], [`Plan::dispatch`], ...) are a start and a finish.
+//!
+//! # Worst-case size
+//!
+//! With [`PlanOptions::capacity`] = n tokens a rank every row has a fixed place: local expert e has room for n rows from each rank, those from rank s beginning `s * n`
+//! behind its offset. Then [`Plan::start_dispatch`] exchanges no counts: each message says which rows it brings, and they are laid out as they come. A
+//! rank's expert rows take `slots_per_rank * round_up(ep_size * n, alignment)` rows of memory, whatever comes; [`Plan::source_counts`] says what is used.
+//!
+//! # Tuning
+//!
+//! [`tune`](tune::tune) measures channels and chunk sizes over any group, [`PlanOptions::tuned`] reads what it has stored: `cargo run -p moe-dispatch --example tune FILE`.
 //!
 //! # Numerical policy
 //!
@@ -61,6 +110,10 @@
 //! zero. A leaf is round(weight * row), then the additions follow, all in f32 and none fused. A rank adds, and sends, only whole nodes of that tree, so the
 //! result has the same bits for every number of ranks, ranks per node, placement and replica, number of threads, and instruction
 //! set. When the experts of a rank (or of a node) are an aligned block of a power of two, all it sends for a token is one row.
+//!
+//! With [`Wire::Bf16`] sums are rounded to bf16 (nearest even) where they leave a rank and where they leave a node, whether they travel or not: the result depends on the
+//! layout, not on where a token is at home, and equals [`reference::dispatch::combine_rounded`] bit for bit. Of a sum of k products p it is no farther from the exact
+//! one than `((1 + 2^-8)^2 (1 + 2^-24)^k - 1)` times the sum of |p|; bf16 results add one more factor of `1 + 2^-8`.
 //!
 //! # Features
 //!

@@ -3,7 +3,7 @@
 
 use v3_ranks::{Comm, Step};
 
-use crate::cpu::{Element, Received, SumRows, sum_rows};
+use crate::cpu::{Element, Received, SumRows, stock, sum_rows};
 use crate::error::{Error, Result};
 use crate::in_flight::Pending;
 use crate::plan::merge::Merge;
@@ -88,7 +88,9 @@ impl<W: Element> Sums<W> {
             if progress {
                 continue;
             }
-            all.iter_mut().for_each(|lanes| lanes.retain(|lane| lane.next < lane.end));
+            for lane in all.iter_mut().flat_map(|lanes| lanes.extract_if(.., |lane| lane.next == lane.end)) {
+                lane.inputs.into_iter().flat_map(|input| input.chunks).for_each(stock::give);
+            }
             if all.iter().all(Vec::is_empty) {
                 return Ok(Step::Done(()));
             }
@@ -159,7 +161,7 @@ impl<W: Element> Sums<W> {
         if rows == 0 || rows < whole {
             return Ok(false);
         }
-        let mut sums = vec![W::zeroed(); rows * self.row_len];
+        let mut sums = stock::take::<W>(rows * self.row_len);
         self.add(plan, merge, lane, end, own, &mut sums);
         lane.next = end;
         plan.combined.add(merge.slow, rows, size_of_val(sums.as_slice()));

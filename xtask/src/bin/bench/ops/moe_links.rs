@@ -27,6 +27,7 @@ struct Cell {
 }
 
 fn measure(
+    chunk_rows: usize,
     fan_out: FanOut,
     layout: &Layout,
     routing: impl Fn(usize) -> Result<Routing, AnyError> + Sync,
