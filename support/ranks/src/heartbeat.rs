@@ -134,6 +134,8 @@ pub(crate) struct Status {
     pub sent: u64,
     /// Messages received from them.
     pub received: u64,
+    /// Whether this rank has ended, and has nothing to say about those that wait. Not sent.
+    pub ended: bool,
 }
 
 /// What the watch has noticed.
@@ -178,7 +180,12 @@ impl Beat {
             return None;
         }
         let (from, silent) = ((who & 0xffff_ffff) as usize, (who >> 32 & 0x7fff_ffff) as usize);
-        let status = Status { waits: who >> 63 == 1, sent: u64::from_le_bytes(sent), received: u64::from_le_bytes(received) };
+        let status = Status {
+            waits: who >> 63 == 1,
+            sent: u64::from_le_bytes(sent),
+            received: u64::from_le_bytes(received),
+            ended: false,
+        };
         (from < ranks).then_some(Beat { job, from, silent: (silent < ranks).then_some(silent), status })
     }
 }
@@ -343,7 +350,7 @@ impl<'a> Loop<'a> {
             self.still = (sent, received, now);
             return None;
         }
-        (now - self.still.2 >= self.watched.stall_after).then_some(Notice::Stalled)
+        (!own.ended && now - self.still.2 >= self.watched.stall_after).then_some(Notice::Stalled)
     }
 }
 
@@ -424,22 +431,24 @@ mod tests {
 
     #[test]
     fn a_stall_is_everybody_waiting_and_nothing_under_way() {
-        let waits = |sent, received| Status { waits: true, sent, received };
+        let waits = |sent, received| Status { waits: true, sent, received, ended: false };
         let stalled = watches(2, &[waits(3, 1), waits(0, 2)], 300 * MS, |_| ());
         for (_, notices) in &stalled {
             assert_eq!(notices.recv_timeout(Duration::from_secs(10)), Ok(Notice::Stalled));
         }
         let under_way = watches(2, &[waits(3, 1), waits(0, 1)], 300 * MS, |_| ());
         let one_computes = watches(2, &[waits(3, 1), Status { waits: false, ..waits(0, 2) }], 300 * MS, |_| ());
+        let one_ended = watches(2, &[waits(3, 1), Status { ended: true, ..waits(0, 2) }], 300 * MS, |_| ());
+        assert_eq!(one_ended[0].1.recv_timeout(Duration::from_secs(10)), Ok(Notice::Stalled));
         std::thread::sleep(900 * MS);
-        for (_, notices) in under_way.iter().chain(&one_computes) {
+        for (_, notices) in under_way.iter().chain(&one_computes).chain(&one_ended) {
             assert!(notices.try_recv().is_err());
         }
     }
 
     #[test]
     fn beats_and_addresses_survive_their_encoding() {
-        let status = Status { waits: true, sent: u64::MAX, received: 5 };
+        let status = Status { waits: true, sent: u64::MAX, received: 5, ended: false };
         for silent in [None, Some(0), Some(2)] {
             let beat = Beat { job: 9, from: 2, silent, status };
             assert_eq!(Beat::decode(&beat.encode(), 9, 3), Some(beat));

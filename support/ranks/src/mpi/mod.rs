@@ -213,9 +213,9 @@ impl Job {
         let status = {
             let (world, port, ended) = (Arc::clone(&world), Arc::clone(&self.port), Arc::clone(&ended));
             move || {
-                let waits = ended.load(Ordering::Acquire) || world.waits(rank).1;
+                let ended = ended.load(Ordering::Acquire);
                 let (sent, received) = port.counts();
-                Status { waits, sent, received }
+                Status { waits: ended || world.waits(rank).1, sent, received, ended }
             }
         };
         let notice = {

@@ -2,8 +2,10 @@
 //! `MPI_Alltoallv`, unpack by expert. Both run in the same processes, in turn, and must deliver the same bytes.
 //!
 //! `cargo run --release -p xtask --features mpi --bin dispatch-mpi [-- TOKENS HIDDEN ROUNDS]` starts itself under `mpirun` with 2 and with 4
-//! ranks. Tokens are those of all ranks together.
+//! ranks. Tokens are those of all ranks together. `-- check` compares dispatch and combine of all kinds with what threads give instead, on
+//! 2, 4 and 8 ranks.
 
+mod check;
 mod peer;
 
 use std::error::Error;
@@ -12,7 +14,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use moe_dispatch::{FanOut, Layout, Plan, PlanOptions, Routing};
-use v3_ranks::{Comm, MpiConfig, run_mpi};
+use v3_ranks::{Comm, MpiConfig, RanksError, run_mpi};
 
 use peer::Peer;
 
@@ -32,9 +34,13 @@ fn main() -> ExitCode {
     let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
     let number = |at: usize, default: usize| numbers.get(at).copied().filter(|&n| n > 0).unwrap_or(default);
     let shape = Shape { tokens: number(0, 4096), hidden: number(1, 7168), rounds: number(2, 9) };
-    let done = match std::env::var_os("OMPI_COMM_WORLD_SIZE") {
-        Some(_) => run_mpi(MpiConfig::default(), |comm| rank(&comm, shape)).map_err(|error| error.to_string()),
-        None => jobs(shape).map_err(|error| error.to_string()),
+    let check = std::env::args().any(|arg| arg == "check");
+    let done = match (std::env::var_os("OMPI_COMM_WORLD_SIZE"), check) {
+        // Parts so short that most messages have several.
+        (Some(_), true) => run_mpi(MpiConfig { chunk_bytes: 4096, ..MpiConfig::default() }, |comm| check::run(&comm)),
+        (Some(_), false) => run_mpi(MpiConfig::default(), |comm| rank(&comm, shape)),
+        (None, true) => jobs(&[2, 4, 8], &["check".into()]),
+        (None, false) => jobs(&[2, 4], &[shape.tokens, shape.hidden, shape.rounds].map(|n| n.to_string())),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -46,18 +52,19 @@ fn main() -> ExitCode {
 }
 
 /// Starts one job after the other.
-fn jobs(shape: Shape) -> Outcome<()> {
-    let program = std::env::current_exe()?;
-    for ranks in [2, 4] {
+fn jobs(sizes: &[usize], args: &[String]) -> Result<(), RanksError> {
+    let failed = |message: String| RanksError { rank: 0, operation: "mpirun".into(), message };
+    let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
+    for ranks in sizes {
         let status = Command::new("mpirun")
             .args(["-np", &ranks.to_string(), "--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"])
             .arg(&program)
-            .args([shape.tokens, shape.hidden, shape.rounds].map(|n| n.to_string()))
+            .args(args)
             .envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")])
             .status()
-            .map_err(|error| format!("mpirun: {error}"))?;
+            .map_err(|error| failed(error.to_string()))?;
         if !status.success() {
-            return Err(format!("{ranks} ranks: {status}").into());
+            return Err(failed(format!("{ranks} ranks: {status}")));
         }
     }
     Ok(())
