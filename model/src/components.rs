@@ -6,8 +6,8 @@
 //! in components of their own, which nothing else waits for. A dense layer has no communication. The modules are one component
 //! with the head: their own exchanges are waited for inside.
 //!
-//! Layers are numbered within their stage; what belongs to no layer (the weights of head, modules and embedding) has the number
-//! after the last.
+//! Components carry the number of their layer in the model; what belongs to no layer (the weights of head, modules and embedding)
+//! has the number after the last.
 
 use dualpipe::Work;
 use dualpipe::{Component, ComponentKind, Half, StageComponents};
@@ -42,8 +42,9 @@ pub struct BackwardFlight {
     block: Option<block::Backward>,
 }
 
-/// The components of one half of a stage's chunk, in an order in which they can run one after another.
-pub(crate) fn list(weights: &StageWeights, half: Half) -> Vec<Component> {
+/// The components of one half of a stage's chunk, in an order in which they can run one after another; `outside` is the number
+/// after the model's last layer.
+pub(crate) fn list(weights: &StageWeights, half: Half, outside: usize) -> Vec<Component> {
     let mut list: Vec<Component> = Vec::new();
     let mut last = None;
     // Adds a component after `last`; returns its index.
@@ -51,13 +52,13 @@ pub(crate) fn list(weights: &StageWeights, half: Half) -> Vec<Component> {
         list.push(Component::new(kind, layer, after.iter().flatten().copied().collect::<Vec<_>>()));
         Some(list.len() - 1)
     };
-    let outside = weights.blocks.len();
+    let blocks = || (weights.first_layer..).zip(&weights.blocks);
     match half {
         Half::Forward => {
             if weights.embed.is_some() {
                 last = push(ComponentKind::Enter, 0, &[]);
             }
-            for (layer, block) in weights.blocks.iter().enumerate() {
+            for (layer, block) in blocks() {
                 last = push(ComponentKind::Attention, layer, &[last]);
                 if block.is_moe() {
                     last = push(ComponentKind::Dispatch, layer, &[last]);
@@ -76,7 +77,7 @@ pub(crate) fn list(weights: &StageWeights, half: Half) -> Vec<Component> {
                 last = push(ComponentKind::Enter, outside, &[]);
             }
             let head = last;
-            for (layer, block) in weights.blocks.iter().enumerate().rev() {
+            for (layer, block) in blocks().collect::<Vec<_>>().into_iter().rev() {
                 if block.is_moe() {
                     last = push(ComponentKind::CombineBackward, layer, &[last]);
                 }
@@ -142,7 +143,8 @@ impl RankModel {
     fn run(&mut self, half: Half, stage: usize, micro_batch: usize, index: usize, part: Part) -> Result<()> {
         let weights = self.stages.get(&stage).ok_or_else(|| missing(stage))?;
         let component = weights.components[half as usize].get(index).ok_or_else(|| out_of_order("component"))?;
-        let (kind, layer) = (component.kind, component.layer);
+        // What is outside of the layers has no block.
+        let (kind, layer) = (component.kind, component.layer.wrapping_sub(weights.first_layer));
         if kind.communicates() != (part != Part::Compute) {
             return Err(out_of_order("component"));
         }

@@ -21,6 +21,8 @@ use crate::params::ParamStore;
 /// One stage's weights.
 #[derive(Debug)]
 pub struct StageWeights {
+    /// Number of the first block's layer in the model.
+    pub first_layer: usize,
     /// The components of a forward and of a backward; see [`crate::components`].
     pub components: [Vec<Component>; 2],
     /// The embedding, on the first stage.
@@ -122,8 +124,8 @@ impl RankModel {
             let tail = last.then(|| Tail::new(config, grid.modules, weights, experts.clone(), &store, precision, packing));
             let embed = if stage == 0 { Some(store.param(tail::EMBED)?.range()) } else { None };
             let (tail, components) = (tail.transpose()?, [Vec::new(), Vec::new()]);
-            let mut weights = StageWeights { components, embed, blocks, tail };
-            weights.components = [Half::Forward, Half::Backward].map(|half| components::list(&weights, half));
+            let mut weights = StageWeights { first_layer: grid.layers[stage].start, components, embed, blocks, tail };
+            weights.components = [Half::Forward, Half::Backward].map(|half| components::list(&weights, half, config.num_hidden_layers));
             stages.insert(stage, weights);
         }
         let grads = if packing == Packing::Training { vec![0.0; store.weights.len()] } else { Vec::new() };

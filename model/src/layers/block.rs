@@ -317,14 +317,15 @@ impl Backward {
     /// The gradient leaves for the experts.
     pub fn start_combine(&mut self, env: &Env<'_>, saved: &mut Saved) -> Result<()> {
         match &mut saved.ffn {
-            Some(FfnSaved::Moe(s)) => self.moe.start_combine(env, s, &self.dy),
+            Some(FfnSaved::Moe(s)) => self.moe.start_combine(env, s, std::mem::take(&mut self.dy)),
             _ => Err(super::out_of_order("combine")),
         }
     }
 
     /// The gradients of the experts' outputs are here.
     pub fn finish_combine(&mut self, env: &Env<'_>) -> Result<()> {
-        self.moe.finish_combine(env)
+        self.dy = self.moe.finish_combine(env)?;
+        Ok(())
     }
 
     /// The gradients of the experts' inputs leave for their tokens.

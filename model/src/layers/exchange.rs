@@ -85,9 +85,29 @@ pub fn start_dispatch(env: &Env<'_>, routing: &Routing, payload: Payload) -> Res
     Ok(Pending { result: Dispatched { plan: Arc::new(plan), rows } })
 }
 
+/// Combined rows.
+#[derive(Debug)]
+pub struct Combined {
+    /// `[tokens, hidden]`.
+    pub out: Vec<f32>,
+    /// The expert rows that were sent, handed back.
+    pub rows: Vec<f32>,
+}
+
 /// Sends expert rows back and adds them where their tokens are at home, times their weights if `weighted`.
-pub fn start_combine(env: &Env<'_>, plan: &Arc<Plan>, rows: &[f32], weighted: bool) -> Result<Pending<Vec<f32>>> {
-    Ok(Pending { result: plan.combine(env.ep, rows, env.hidden, weighted)? })
+pub fn start_combine(env: &Env<'_>, plan: &Arc<Plan>, rows: Vec<f32>, weighted: bool) -> Result<Pending<Combined>> {
+    Ok(Pending { result: Combined { out: plan.combine(env.ep, &rows, env.hidden, weighted)?, rows } })
+}
+
+/// The gradients of a combine.
+#[derive(Debug)]
+pub struct CombineGradients {
+    /// Of the expert rows.
+    pub dout_rows: Vec<f32>,
+    /// Of the weights.
+    pub dweights: Vec<f32>,
+    /// The gradients that were sent, handed back.
+    pub dy: Vec<f32>,
 }
 
 /// Sends the gradients `dy` of combined rows to the experts: gives the gradients of the expert rows `out_rows`, and on the way back
@@ -95,8 +115,9 @@ pub fn start_combine(env: &Env<'_>, plan: &Arc<Plan>, rows: &[f32], weighted: bo
 pub fn start_combine_backward(
     env: &Env<'_>,
     plan: &Arc<Plan>,
-    dy: &[f32],
+    dy: Vec<f32>,
     out_rows: Vec<f32>,
-) -> Result<Pending<(Vec<f32>, Vec<f32>)>> {
-    Ok(Pending { result: plan.combine_backward(env.ep, dy, &out_rows, env.hidden)? })
+) -> Result<Pending<CombineGradients>> {
+    let (dout_rows, dweights) = plan.combine_backward(env.ep, &dy, &out_rows, env.hidden)?;
+    Ok(Pending { result: CombineGradients { dout_rows, dweights, dy } })
 }

@@ -10,7 +10,7 @@ use moe_dispatch::{Plan, balance};
 use v3_numerics::gemm;
 use v3_numerics::view::{MatMut, MatRef};
 
-use super::exchange::{self, Dispatched, Payload, Pending};
+use super::exchange::{self, CombineGradients, Combined, Dispatched, Payload, Pending};
 use super::linear::Packing;
 use super::mlp::{self, Mlp};
 use super::{Env, Rows, out_of_order};
@@ -218,7 +218,7 @@ enum ForwardPhase {
     Dispatching(Pending<Dispatched>),
     Dispatched(Dispatched),
     Computed(Computed),
-    Combining(Pending<Vec<f32>>, Computed),
+    Combining(Pending<Combined>, Computed),
     /// A component took it and failed.
     Taken,
 }
@@ -253,8 +253,9 @@ impl Forward {
 
     /// The experts' outputs leave for their tokens.
     pub fn start_combine(&mut self, env: &Env<'_>) -> Result<()> {
-        let ForwardPhase::Computed(computed) = self.take() else { return Err(out_of_order("combine")) };
-        let pending = exchange::start_combine(env, &computed.plan, &computed.out_rows, true)?;
+        let ForwardPhase::Computed(mut computed) = self.take() else { return Err(out_of_order("combine")) };
+        let out_rows = std::mem::take(&mut computed.out_rows);
+        let pending = exchange::start_combine(env, &computed.plan, out_rows, true)?;
         self.phase = ForwardPhase::Combining(pending, computed);
         Ok(())
     }
@@ -262,8 +263,9 @@ impl Forward {
     /// Adds the experts' output to `y`, and after it the shared experts'.
     pub fn finish_combine(self, env: &Env<'_>, y: &mut [f32]) -> Result<Saved> {
         let ForwardPhase::Combining(pending, computed) = self.phase else { return Err(out_of_order("combine")) };
-        v3_numerics::ops::add_assign(y, &pending.finish(env)?)?;
-        let Computed { plan, rows, out_rows, experts, shared } = computed;
+        let Combined { out, rows: out_rows } = pending.finish(env)?;
+        v3_numerics::ops::add_assign(y, &out)?;
+        let Computed { plan, rows, experts, shared, .. } = computed;
         let shared = match shared {
             Some((out, saved)) => {
                 v3_numerics::ops::add_assign(y, &out)?;
@@ -298,14 +300,15 @@ pub struct Backward {
 enum BackwardPhase {
     #[default]
     Begun,
-    Combining(Pending<(Vec<f32>, Vec<f32>)>),
+    Combining(Pending<CombineGradients>),
+    /// Gradients of the expert rows, and of the weights.
     Combined(Vec<f32>, Vec<f32>),
     Computed {
         plan: Arc<Plan>,
         drows: Vec<f32>,
         local: Local,
     },
-    Dispatching(Pending<Vec<f32>>, Local),
+    Dispatching(Pending<Combined>, Local),
     Dispatched(Vec<f32>, Local),
     /// A component took it and failed.
     Taken,
@@ -325,32 +328,32 @@ impl Backward {
     }
 
     /// The gradient `dy` of the layer's output leaves for the experts. The experts' outputs are not needed beyond it.
-    pub fn start_combine(&mut self, env: &Env<'_>, saved: &mut Saved, dy: &[f32]) -> Result<()> {
+    pub fn start_combine(&mut self, env: &Env<'_>, saved: &mut Saved, dy: Vec<f32>) -> Result<()> {
         let BackwardPhase::Begun = self.take() else { return Err(out_of_order("combine")) };
         let out_rows = std::mem::take(&mut saved.out_rows);
         self.phase = BackwardPhase::Combining(exchange::start_combine_backward(env, &saved.plan, dy, out_rows)?);
         Ok(())
     }
 
-    /// The gradients of this rank's expert rows and of the router's weights are here.
-    pub fn finish_combine(&mut self, env: &Env<'_>) -> Result<()> {
+    /// The gradients of this rank's expert rows and of the router's weights are here. Hands back what was sent.
+    pub fn finish_combine(&mut self, env: &Env<'_>) -> Result<Vec<f32>> {
         let BackwardPhase::Combining(pending) = self.take() else { return Err(out_of_order("combine")) };
-        let (dout_rows, dweights) = pending.finish(env)?;
+        let CombineGradients { dout_rows, dweights, dy } = pending.finish(env)?;
         self.phase = BackwardPhase::Combined(dout_rows, dweights);
-        Ok(())
+        Ok(dy)
     }
 
     /// The gradients of the experts' inputs leave for their tokens.
     pub fn start_dispatch(&mut self, env: &Env<'_>) -> Result<()> {
         let BackwardPhase::Computed { plan, drows, local } = self.take() else { return Err(out_of_order("dispatch")) };
-        self.phase = BackwardPhase::Dispatching(exchange::start_combine(env, &plan, &drows, false)?, local);
+        self.phase = BackwardPhase::Dispatching(exchange::start_combine(env, &plan, drows, false)?, local);
         Ok(())
     }
 
     /// The sums of the gradients are here.
     pub fn finish_dispatch(&mut self, env: &Env<'_>) -> Result<()> {
         let BackwardPhase::Dispatching(pending, local) = self.take() else { return Err(out_of_order("dispatch")) };
-        self.phase = BackwardPhase::Dispatched(pending.finish(env)?, local);
+        self.phase = BackwardPhase::Dispatched(pending.finish(env)?.out, local);
         Ok(())
     }
 
