@@ -12,10 +12,13 @@
 use dualpipe::Work;
 use dualpipe::{Component, ComponentKind, Half, StageComponents};
 use v3_numerics::ops;
+use v3_ranks::Waits;
 
+use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::layers::{Rows, block, out_of_order};
-use crate::stage::{RankModel, Saved, StageWeights};
+use crate::grid::Grid;
+use crate::layers::{Env, Rows, block, out_of_order};
+use crate::stage::{RankModel, Saved};
 
 /// A chunk's forward between two of its components.
 #[derive(Debug)]
@@ -42,60 +45,58 @@ pub struct BackwardFlight {
     block: Option<block::Backward>,
 }
 
-/// The components of one half of a stage's chunk, in an order in which they can run one after another; `outside` is the number
-/// after the model's last layer.
-pub(crate) fn list(weights: &StageWeights, half: Half, outside: usize) -> Vec<Component> {
+/// The components of one half of a chunk of `stage`, in an order in which they can run one after another.
+pub fn list(config: &Config, grid: &Grid, half: Half, stage: usize) -> Vec<Component> {
     let mut list: Vec<Component> = Vec::new();
-    let mut last = None;
-    // Adds a component after `last`; returns its index.
+    // Adds a component; returns its index.
     let mut push = |kind, layer, after: &[Option<usize>]| {
         list.push(Component::new(kind, layer, after.iter().flatten().copied().collect::<Vec<_>>()));
         Some(list.len() - 1)
     };
-    let blocks = || (weights.first_layer..).zip(&weights.blocks);
+    let layers = grid.layers.get(stage).cloned().unwrap_or_default();
+    let (embed, tail) = (stage == 0, stage + 1 == grid.layers.len());
+    let outside = config.num_hidden_layers;
+    let mut last = None;
     match half {
         Half::Forward => {
-            if weights.embed.is_some() {
-                last = push(ComponentKind::Enter, 0, &[]);
+            if embed {
+                last = push(ComponentKind::Enter, outside, &[]);
             }
-            for (layer, block) in blocks() {
+            for layer in layers {
                 last = push(ComponentKind::Attention, layer, &[last]);
-                if block.is_moe() {
+                if config.is_moe(layer) {
                     last = push(ComponentKind::Dispatch, layer, &[last]);
                 }
                 last = push(ComponentKind::Mlp, layer, &[last]);
-                if block.is_moe() {
+                if config.is_moe(layer) {
                     last = push(ComponentKind::Combine, layer, &[last]);
                 }
             }
-            if weights.tail.is_some() {
+            if tail {
                 push(ComponentKind::Leave, outside, &[last]);
             }
         }
         Half::Backward => {
-            if weights.tail.is_some() {
+            if tail {
                 last = push(ComponentKind::Enter, outside, &[]);
             }
             let head = last;
-            for (layer, block) in blocks().collect::<Vec<_>>().into_iter().rev() {
-                if block.is_moe() {
+            for layer in layers.rev() {
+                if config.is_moe(layer) {
                     last = push(ComponentKind::CombineBackward, layer, &[last]);
                 }
                 last = push(ComponentKind::MlpInput, layer, &[last]);
                 push(ComponentKind::MlpWeight, layer, &[last]);
-                if block.is_moe() {
+                if config.is_moe(layer) {
                     last = push(ComponentKind::DispatchBackward, layer, &[last]);
                 }
                 last = push(ComponentKind::AttentionInput, layer, &[last]);
                 push(ComponentKind::AttentionWeight, layer, &[last]);
             }
-            let mut tail = None;
-            if weights.tail.is_some() {
-                tail = push(ComponentKind::MlpWeight, outside, &[head]);
-            }
-            if weights.embed.is_some() {
+            let tail_weights = if tail { push(ComponentKind::MlpWeight, outside, &[head]) } else { None };
+            if embed {
                 // Modules add to the embedding's gradient too.
-                push(ComponentKind::AttentionWeight, outside, &[last, tail]);
+                push(ComponentKind::AttentionWeight, outside, &[last, tail_weights]);
             }
         }
     }
@@ -104,10 +105,36 @@ pub(crate) fn list(weights: &StageWeights, half: Half, outside: usize) -> Vec<Co
 
 /// What is to be done with a component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
+pub enum Part {
+    /// It computes.
     Compute,
+    /// Its communication leaves.
     Start,
+    /// Its communication is waited for.
     Finish,
+}
+
+/// What one component of one chunk took on the rank's own thread, by the world's clock.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Record {
+    /// Forward or backward.
+    pub half: Half,
+    /// The stage.
+    pub stage: usize,
+    /// The micro-batch.
+    pub micro_batch: usize,
+    /// The component's place in the list of its half and stage.
+    pub component: usize,
+    /// What was done with it.
+    pub part: Part,
+    /// Seconds from its begin to its end, waits included.
+    pub seconds: f64,
+    /// Waits for its communication.
+    pub waits: Waits,
+}
+
+fn no_cost(half: Half, component: &Component) -> Error {
+    Error::Piece { piece: "v3-model", message: format!("the table of costs has none for {half} {component}") }
 }
 
 fn missing(stage: usize) -> Error {
@@ -148,18 +175,28 @@ impl RankModel {
         if kind.communicates() != (part != Part::Compute) {
             return Err(out_of_order("component"));
         }
+        let took = match (&self.costs, part) {
+            (Some(costs), Part::Compute) => Some(costs.get(half, component).ok_or_else(|| no_cost(half, component))?.compute),
+            _ => None,
+        };
+        let (begun, waited) = (self.ep.now(), self.ep.waits());
         match half {
             Half::Forward => self.run_forward(stage, micro_batch, kind, layer, part)?,
             Half::Backward if kind.is_weight() => self.run_weights(stage, micro_batch, kind, layer)?,
             Half::Backward => self.run_backward(stage, micro_batch, kind, layer, part)?,
         }
+        if let Some(seconds) = took {
+            self.ep.advance(seconds)?;
+        }
+        let (seconds, waits) = (self.ep.now() - begun, self.ep.waits().since(&waited));
+        self.records.push(Record { half, stage, micro_batch, component: index, part, seconds, waits });
         self.account((stage, micro_batch));
         Ok(())
     }
 
     fn run_forward(&mut self, stage: usize, micro_batch: usize, kind: ComponentKind, layer: usize, part: Part) -> Result<()> {
-        let Self { settings, store, stages, chunks, ep, report, forwards, saved, .. } = self;
-        let env = settings.env(store, ep);
+        let Self { settings, store, stages, chunks, ep, lane, report, forwards, saved, .. } = self;
+        let env = Env { lane: lane.as_ref(), ..settings.env(store, ep) };
         let weights = stages.get(&stage).ok_or_else(|| missing(stage))?;
         let chunk = chunks.get(micro_batch).ok_or_else(|| no_chunk(micro_batch))?;
         let (Some(flight), Some(saved)) = (forwards.get_mut(&(stage, micro_batch)), saved.get_mut(&(stage, micro_batch))) else {
@@ -216,8 +253,8 @@ impl RankModel {
     }
 
     fn run_backward(&mut self, stage: usize, micro_batch: usize, kind: ComponentKind, layer: usize, part: Part) -> Result<()> {
-        let Self { settings, store, stages, chunks, ep, backwards, saved, .. } = self;
-        let env = settings.env(store, ep);
+        let Self { settings, store, stages, chunks, ep, lane, backwards, saved, .. } = self;
+        let env = Env { lane: lane.as_ref(), ..settings.env(store, ep) };
         let weights = stages.get(&stage).ok_or_else(|| missing(stage))?;
         let chunk = chunks.get(micro_batch).ok_or_else(|| no_chunk(micro_batch))?;
         let (Some(flight), Some(saved)) = (backwards.get_mut(&(stage, micro_batch)), saved.get_mut(&(stage, micro_batch))) else {

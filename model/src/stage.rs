@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 
-use dualpipe::Work;
-use dualpipe::{Component, ComponentKind, Half, StageComponents};
-use v3_ranks::Comm;
+use dualpipe::{Component, ComponentCosts, ComponentKind, Half, StageComponents, Work};
+use v3_ranks::{Comm, Lane};
 
-use crate::components::{self, BackwardFlight, ForwardFlight};
+use crate::components::{self, BackwardFlight, ForwardFlight, Record};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
@@ -89,6 +89,12 @@ pub struct RankModel {
     pub report: StepReport,
     /// The largest sum of kept bytes so far, split by kind at that moment.
     pub peak: ActivationBytes,
+    /// What the components of this step took.
+    pub records: Vec<Record>,
+    /// What each computing component takes, for a world under the virtual clock.
+    pub costs: Option<Arc<ComponentCosts>>,
+    /// Where exchanges run while the rank computes; without it they run where they are waited for.
+    pub lane: Option<Lane>,
     pub(crate) ep: Comm,
     /// By stage and micro-batch, as the next three.
     pub(crate) saved: HashMap<(usize, usize), Saved>,
@@ -123,10 +129,9 @@ impl RankModel {
             let last = stage + 1 == grid.layers.len();
             let tail = last.then(|| Tail::new(config, grid.modules, weights, experts.clone(), &store, precision, packing));
             let embed = if stage == 0 { Some(store.param(tail::EMBED)?.range()) } else { None };
-            let (tail, components) = (tail.transpose()?, [Vec::new(), Vec::new()]);
-            let mut weights = StageWeights { first_layer: grid.layers[stage].start, components, embed, blocks, tail };
-            weights.components = [Half::Forward, Half::Backward].map(|half| components::list(&weights, half, config.num_hidden_layers));
-            stages.insert(stage, weights);
+            let components = [Half::Forward, Half::Backward].map(|half| components::list(config, grid, half, stage));
+            let first_layer = grid.layers[stage].start;
+            stages.insert(stage, StageWeights { first_layer, components, embed, blocks, tail: tail.transpose()? });
         }
         let grads = if packing == Packing::Training { vec![0.0; store.weights.len()] } else { Vec::new() };
         Ok(Self {
@@ -138,6 +143,9 @@ impl RankModel {
             chunks: Vec::new(),
             report: StepReport::default(),
             peak: ActivationBytes::default(),
+            records: Vec::new(),
+            costs: None,
+            lane: None,
             ep,
             saved: HashMap::new(),
             forwards: HashMap::new(),
@@ -166,6 +174,7 @@ impl RankModel {
         self.chunks = chunks;
         self.grads.fill(0.0);
         self.report = StepReport::default();
+        self.records.clear();
         self.saved.clear();
         self.forwards.clear();
         self.backwards.clear();

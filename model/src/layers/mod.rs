@@ -19,7 +19,7 @@ use fp8_gemm::linear::Activation;
 use mla_kernels::rope::{RopeTable, softmax_scale};
 use moe_dispatch::Layout;
 use moe_dispatch::router::RouterConfig;
-use v3_ranks::Comm;
+use v3_ranks::{Comm, Lane};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -124,6 +124,7 @@ impl Settings {
         Env {
             store,
             ep,
+            lane: None,
             rope: &self.rope,
             moe: self.moe.as_ref(),
             precision: self.precision,
@@ -145,6 +146,8 @@ pub struct Env<'a> {
     pub store: &'a ParamStore,
     /// The expert-parallel group.
     pub ep: &'a Comm,
+    /// Where exchanges run while the rank computes, if they do.
+    pub lane: Option<&'a Lane>,
     /// Rotary tables.
     pub rope: &'a RopeTable,
     /// Router and placement of the experts, when there are any.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use fp8_gemm::Precision;
 use fp8_gemm::linear::Activation;
 use moe_dispatch::router::{self, Routing};
-use moe_dispatch::{Plan, balance};
+use moe_dispatch::{CombineGradients, Combined, Plan, balance};
 use v3_numerics::gemm;
 use v3_numerics::view::{MatMut, MatRef};
 
-use super::exchange::{self, CombineGradients, Combined, Dispatched, Payload, Pending};
+use super::exchange::{self, Combining, CombiningBackward, Dispatch, Dispatched, Payload};
 use super::linear::Packing;
 use super::mlp::{self, Mlp};
 use super::{Env, Rows, out_of_order};
@@ -215,10 +215,10 @@ pub struct Forward {
 #[derive(Debug)]
 enum ForwardPhase {
     Routed(Payload),
-    Dispatching(Pending<Dispatched>),
+    Dispatching(Dispatch),
     Dispatched(Dispatched),
     Computed(Computed),
-    Combining(Pending<Combined>, Computed),
+    Combining(Combining, Computed),
     /// A component took it and failed.
     Taken,
 }
@@ -240,7 +240,7 @@ impl Forward {
     /// The rows leave for their experts.
     pub fn start_dispatch(&mut self, env: &Env<'_>) -> Result<()> {
         let ForwardPhase::Routed(payload) = self.take() else { return Err(out_of_order("dispatch")) };
-        self.phase = ForwardPhase::Dispatching(exchange::start_dispatch(env, &self.routing, payload)?);
+        self.phase = ForwardPhase::Dispatching(Dispatch::start(env, &self.routing, payload)?);
         Ok(())
     }
 
@@ -263,7 +263,7 @@ impl Forward {
     /// Adds the experts' output to `y`, and after it the shared experts'.
     pub fn finish_combine(self, env: &Env<'_>, y: &mut [f32]) -> Result<Saved> {
         let ForwardPhase::Combining(pending, computed) = self.phase else { return Err(out_of_order("combine")) };
-        let Combined { out, rows: out_rows } = pending.finish(env)?;
+        let Combined { rows: out, expert_rows: out_rows } = pending.finish(env)?;
         v3_numerics::ops::add_assign(y, &out)?;
         let Computed { plan, rows, experts, shared, .. } = computed;
         let shared = match shared {
@@ -300,7 +300,7 @@ pub struct Backward {
 enum BackwardPhase {
     #[default]
     Begun,
-    Combining(Pending<CombineGradients>),
+    Combining(CombiningBackward),
     /// Gradients of the expert rows, and of the weights.
     Combined(Vec<f32>, Vec<f32>),
     Computed {
@@ -308,7 +308,7 @@ enum BackwardPhase {
         drows: Vec<f32>,
         local: Local,
     },
-    Dispatching(Pending<Combined>, Local),
+    Dispatching(Combining, Local),
     Dispatched(Vec<f32>, Local),
     /// A component took it and failed.
     Taken,
@@ -338,8 +338,8 @@ impl Backward {
     /// The gradients of this rank's expert rows and of the router's weights are here. Hands back what was sent.
     pub fn finish_combine(&mut self, env: &Env<'_>) -> Result<Vec<f32>> {
         let BackwardPhase::Combining(pending) = self.take() else { return Err(out_of_order("combine")) };
-        let CombineGradients { dout_rows, dweights, dy } = pending.finish(env)?;
-        self.phase = BackwardPhase::Combined(dout_rows, dweights);
+        let CombineGradients { d_expert_rows, d_weights, dy } = pending.finish(env)?;
+        self.phase = BackwardPhase::Combined(d_expert_rows, d_weights);
         Ok(dy)
     }
 
@@ -353,7 +353,7 @@ impl Backward {
     /// The sums of the gradients are here.
     pub fn finish_dispatch(&mut self, env: &Env<'_>) -> Result<()> {
         let BackwardPhase::Dispatching(pending, local) = self.take() else { return Err(out_of_order("dispatch")) };
-        self.phase = BackwardPhase::Dispatched(pending.finish(env)?.out, local);
+        self.phase = BackwardPhase::Dispatched(pending.finish(env)?.rows, local);
         Ok(())
     }
 
