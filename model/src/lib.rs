@@ -57,6 +57,7 @@ pub mod inspect;
 pub mod layers;
 pub mod memory;
 pub mod order2;
+pub mod overlap;
 pub mod params;
 mod pieces;
 pub mod place_cmd;

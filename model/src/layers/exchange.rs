@@ -110,11 +110,15 @@ impl Dispatch {
     pub fn start(env: &Env<'_>, routing: &Routing, payload: Payload) -> Result<Self> {
         let (layout, options) = (&env.moe()?.layout, PlanOptions::default());
         Ok(match payload {
-            Payload::F32(rows) => Dispatch::F32(Exchange::start(env, Plan::start_dispatch(env.ep, layout, routing, options, rows)?)),
+            Payload::F32(rows) => {
+                Dispatch::F32(Exchange::start(env, Plan::start_dispatch(env.ep, layout, routing, options, rows)?))
+            }
             Payload::Bf16(rows) => {
                 Dispatch::Bf16(Exchange::start(env, Plan::start_dispatch(env.ep, layout, routing, options, rows)?))
             }
-            Payload::Fp8(rows) => Dispatch::Fp8(Exchange::start(env, Plan::start_dispatch(env.ep, layout, routing, options, rows)?)),
+            Payload::Fp8(rows) => {
+                Dispatch::Fp8(Exchange::start(env, Plan::start_dispatch(env.ep, layout, routing, options, rows)?))
+            }
         })
     }
 

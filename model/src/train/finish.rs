@@ -13,6 +13,7 @@ use crate::generate::{GenerateOptions, Generated, Generator};
 use crate::inspect::{self, Evaluation};
 use crate::layers::linear::Packing;
 use crate::order2::Order2;
+use crate::overlap::{Figures, OverlapFigures};
 use crate::report::{self, Figure, Series, Table};
 use crate::text::Tokenizer;
 
@@ -103,6 +104,7 @@ fn summarise(job: &Job, outcome: &RunOutcome) -> Result<(Table, Samples)> {
     }
     if let Some(timeline) = &outcome.timeline {
         pipeline_rows(job, timeline, &mut table);
+        overlap_rows(job, &outcome.overlap, &mut table);
     }
     match &outcome.ema_cost {
         Some(c) => {
@@ -145,6 +147,23 @@ fn pipeline_rows(job: &Job, timeline: &Timeline, table: &mut Table) {
             Err(e) => table.row("bubble by formula", e.to_string()),
         },
     };
+}
+
+/// What the waits for exchanges took in the last step, beside the computation of the same components.
+fn overlap_rows(job: &Job, figures: &OverlapFigures, table: &mut Table) {
+    if job.config.n_routed_experts == 0 || job.options.stored.expert_parallel < 2 {
+        return;
+    }
+    let order = job.options.overlap.name();
+    let row = |f: &Figures| {
+        let ms = |seconds: f64| format!("{:.2}", seconds * 1e3 / f.steps.max(1.0));
+        let hidden = f.hidden().map_or(String::new(), |h| format!(", {:.1} % hidden", 100.0 * h));
+        format!("{} + {} ms beside {} computing{hidden}", ms(f.exposed), ms(f.bubble), ms(f.computing))
+    };
+    if figures.pairs.steps > 0.0 {
+        table.row(format!("exposed + late, pair, {order}"), row(&figures.pairs));
+    }
+    table.row(format!("exposed + late, alone, {order}"), row(&figures.alone));
 }
 
 fn memory_row(m: &RankMemory) -> String {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use dualpipe::{Schedule, Timeline};
+use dualpipe::{Overlap, Schedule, Timeline};
 use ema_offload::{Ema, EmaConfig, State, Warmup};
 use v3_ranks::{Comm, WorldConfig, run_threads};
 
@@ -26,6 +26,7 @@ use self::save::{Resume, Saver, TrainingState};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
+use crate::overlap::{OverlapChoice, OverlapFigures};
 use crate::params::{ParamLayout, ParamStore};
 use crate::stage::ActivationBytes;
 use crate::text::{Batches, Dataset};
@@ -45,6 +46,8 @@ pub struct Job {
     pub grid: Grid,
     /// Where every rank keeps its parameters.
     pub layouts: Vec<Arc<ParamLayout>>,
+    /// The order of components.
+    pub overlap: Overlap,
     /// What to go on from.
     pub resume: Option<Resume>,
     /// The run folder.
@@ -92,6 +95,8 @@ pub struct RunOutcome {
     pub saved_step: Option<u64>,
     /// The last step's pipeline as executed.
     pub timeline: Option<Timeline>,
+    /// What the last step's components took.
+    pub overlap: OverlapFigures,
     /// By rank.
     pub memory: Vec<RankMemory>,
     /// What the average cost, on rank 0.
@@ -171,7 +176,8 @@ impl Job {
             }
         }
         let recipe = Recipe::for_steps(options.stored.steps);
-        Ok(Self { options, config, data, schedule, grid, layouts, resume, out, recipe })
+        let overlap = options.overlap.resolve(&config, &grid, &schedule)?;
+        Ok(Self { options, config, data, schedule, grid, layouts, overlap, resume, out, recipe })
     }
 
     /// The micro-batches of step `step`, from 1.
@@ -199,6 +205,7 @@ impl Job {
         let world = WorldConfig::new(size).ranks_per_node(if per_node == 0 { size } else { per_node });
         // The threads are a total: with fewer than ranks, that many ranks run at a time; with more, ranks share the rest.
         let world = world.compute_slots(self.options.threads.min(size));
+        let world = self.options.link.map_or(world, |link| world.link(link));
         let outcomes = run_threads(world, |world| self.run_in(world));
         if outcomes.is_err() && fresh {
             self.remove_unused_folder();
@@ -243,7 +250,14 @@ impl Job {
         let store = self.store(world.rank())?;
         let o = &self.options;
         let optimizer = OptimizerConfig::report(o.precision != fp8_gemm::Precision::F32);
-        RankTrainer::new(&self.config, &self.grid, &self.schedule, world, store, o.precision, o.recompute, self.recipe, optimizer)
+        let (recipe, schedule) = (self.recipe, &self.schedule);
+        let mut trainer =
+            RankTrainer::new(&self.config, &self.grid, schedule, world, store, o.precision, o.recompute, recipe, optimizer)?;
+        trainer.set_overlap(self.overlap.clone())?;
+        if let OverlapChoice::Tuned { costs: Some(path), .. } = &o.overlap {
+            trainer.model.costs = Some(Arc::new(crate::overlap::read_costs(path)?));
+        }
+        Ok(trainer)
     }
 
     /// An average over about the last tenth of the run.
@@ -268,6 +282,7 @@ impl Job {
             diverged: None,
             saved_step: self.resume.as_ref().map(|r| r.state.step),
             timeline: None,
+            overlap: OverlapFigures::default(),
             memory: Vec::new(),
             ema_cost: None,
             late_load: 0.0,
@@ -313,6 +328,7 @@ impl Job {
             }
             if step == stop {
                 outcome.timeline = Some(trainer.timeline(&spans)?);
+                outcome.overlap = trainer.overlap_figures()?;
             }
             if step == s.steps {
                 if !trainer.weights_are_finite()? {
@@ -333,6 +349,7 @@ impl Job {
             // The last step once more, without an update, to be drawn.
             let (_, spans) = trainer.run(first, &self.micro_batches(&batches, stop))?;
             outcome.timeline = Some(trainer.timeline(&spans)?);
+            outcome.overlap = trainer.overlap_figures()?;
         }
         outcome.late_load = late_loads.iter().sum::<f64>() / late_loads.len().max(1) as f64;
         if let Some(console) = console {

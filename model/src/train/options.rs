@@ -6,9 +6,11 @@ use clap::Args;
 use dualpipe::Kind;
 use fp8_gemm::Precision;
 use serde::{Deserialize, Serialize};
+use v3_ranks::LinkModel;
 
 use crate::error::{Error, Result};
 use crate::layers::Recompute;
+use crate::overlap::OverlapChoice;
 
 /// `v3 train`: what can be typed.
 #[derive(Debug, Clone, Default, Args)]
@@ -61,6 +63,20 @@ pub struct TrainArgs {
     /// gpipe, 1f1b, zb-h1, zb-v, dualpipe or dualpipev [default: dualpipe, or 1f1b on one pipeline rank]
     #[arg(long, value_name = "NAME")]
     pub schedule: Option<String>,
+    /// How the exchanges of one chunk are laid behind the computation of another: off, default (the order of the DeepSeek-V3
+    /// report) or tuned (searched from --costs) [default: off]
+    #[arg(long, value_name = "NAME")]
+    pub overlap: Option<String>,
+    /// With --overlap tuned, what components cost, as v3 bench components writes it
+    #[arg(long, value_name = "FILE")]
+    pub costs: Option<PathBuf>,
+    /// With --overlap tuned, where the orders found are kept: read if it is there, else written
+    #[arg(long, value_name = "FILE")]
+    pub arrangements: Option<PathBuf>,
+    /// What messages cost, slow ones between nodes and fast ones inside, such as slow=10us,50GB/s,fast=2us,160GB/s
+    /// [default: nothing beside their copies]
+    #[arg(long, value_name = "slow=LATENCY,BANDWIDTH,fast=LATENCY,BANDWIDTH")]
+    pub link: Option<String>,
     /// Threads of all ranks together [default: all cores]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<usize>,
@@ -132,6 +148,10 @@ pub struct TrainOptions {
     pub kind: Kind,
     /// Parsed.
     pub recompute: Recompute,
+    /// How exchanges are laid behind computation.
+    pub overlap: OverlapChoice,
+    /// What messages cost.
+    pub link: Option<LinkModel>,
     /// Threads of all ranks together.
     pub threads: usize,
     /// Steps to run now before stopping as if killed; for tests.
@@ -143,6 +163,13 @@ pub(super) const MAX_THREADS: usize = 1024;
 
 fn positive(option: &str, value: usize) -> Result<usize> {
     if value == 0 { Err(Error::option(option, "1 or more", 0)) } else { Ok(value) }
+}
+
+fn parse_link(text: &str) -> Result<LinkModel> {
+    text.parse().map_err(|error: v3_ranks::Error| match error {
+        v3_ranks::Error::Config { expected, .. } => Error::option("--link", expected, text),
+        other => Error::option("--link", other, text),
+    })
 }
 
 impl TrainOptions {
@@ -201,7 +228,16 @@ impl TrainOptions {
         if threads > MAX_THREADS {
             return Err(Error::option("--threads", format!("at most {MAX_THREADS}"), threads));
         }
-        Ok(Self { recompute: stored.recompute.parse()?, stored, precision, kind, threads, stop_after: None })
+        let overlap = OverlapChoice::new(args.overlap.as_deref(), args.costs.as_deref(), args.arrangements.as_deref())?;
+        let link = args.link.as_deref().map(parse_link).transpose()?;
+        if link.is_some() && args.ranks.as_deref() == Some("mpi") {
+            return Err(Error::option(
+                "--link",
+                "--ranks threads beside it: the links of processes are what they are",
+                "--ranks mpi",
+            ));
+        }
+        Ok(Self { recompute: stored.recompute.parse()?, stored, precision, kind, overlap, link, threads, stop_after: None })
     }
 
     /// Learning rate of step `step` (from 1): linear warm-up over the first twentieth, then half a cosine down to a tenth.

@@ -1,6 +1,6 @@
 //! One training step on one rank, and the figures that all ranks agree on.
 
-use dualpipe::{ExecuteError, Schedule, Span};
+use dualpipe::{ExecuteError, ExecuteOptions, Overlap, Schedule, Span, StageComponents};
 use moe_dispatch::balance;
 use v3_ranks::Comm;
 
@@ -8,10 +8,12 @@ use super::optimizer::{Optimizer, OptimizerConfig};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::grid::{Grid, sequences_of};
+use crate::layers::exchange;
 use crate::layers::linear::Packing;
 use crate::layers::moe::bias_name;
 use crate::layers::tail::Chunk;
 use crate::layers::{Recompute, Settings};
+use crate::overlap::OverlapFigures;
 use crate::params::ParamStore;
 use crate::stage::RankModel;
 use fp8_gemm::Precision;
@@ -86,6 +88,7 @@ pub struct RankTrainer {
     expert_rank: usize,
     expert_ranks: usize,
     recipe: Recipe,
+    overlap: ExecuteOptions,
 }
 
 /// Identify the rows and columns of the grid of ranks among other groups.
@@ -114,7 +117,28 @@ impl RankTrainer {
         let optimizer = Optimizer::new(optimizer, store.layout(), &world)?;
         let model = RankModel::new(config, grid, rank, settings, store, ep, recipe.mtp_lambda, Packing::Training)?;
         let (_, expert_rank) = grid.coordinates(rank);
-        Ok(Self { model, optimizer, world, pipeline, schedule: schedule.clone(), expert_rank, expert_ranks: grid.expert, recipe })
+        let (schedule, overlap) = (schedule.clone(), ExecuteOptions::default());
+        Ok(Self { model, optimizer, world, pipeline, schedule, expert_rank, expert_ranks: grid.expert, recipe, overlap })
+    }
+
+    /// Orders the components of a step. Unless they run one after another, exchanges get a lane of their own. Every rank of the
+    /// world calls it with the same order; no order changes a bit of any result.
+    pub fn set_overlap(&mut self, overlap: Overlap) -> Result<()> {
+        self.model.lane = None;
+        if overlap != Overlap::Off && self.expert_ranks > 1 {
+            self.model.lane = Some(exchange::lane(self.model.expert_group())?);
+        }
+        self.overlap = ExecuteOptions::new(overlap);
+        Ok(())
+    }
+
+    /// What pairs and other steps of the last run took, summed over all ranks. A collective operation.
+    pub fn overlap_figures(&self) -> Result<OverlapFigures> {
+        let lists = |half, stage| self.model.components(half, stage);
+        let (rank, costs) = (self.pipeline.rank(), self.model.costs.as_deref());
+        let mut sums = OverlapFigures::new(&self.schedule, rank, lists, &self.model.records, costs).to_array();
+        self.world.all_reduce_sum(&mut sums)?;
+        Ok(OverlapFigures::from_array(sums))
     }
 
     /// This rank's share of a micro-batch.
@@ -135,7 +159,8 @@ impl RankTrainer {
     pub fn run(&mut self, step: u64, batches: &[MicroBatch]) -> Result<(StepOutcome, Vec<Span>)> {
         let chunks = batches.iter().map(|b| self.chunk(b, batches.len())).collect();
         self.model.begin_step(chunks);
-        let spans = dualpipe::execute(&self.schedule, &self.pipeline, &mut self.model, step).map_err(execute_error)?;
+        let spans = dualpipe::execute_with(&self.schedule, &self.pipeline, &mut self.model, step, &self.overlap);
+        let spans = spans.map_err(execute_error)?;
         Ok((self.outcome(batches)?, spans))
     }
 
