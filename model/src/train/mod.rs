@@ -18,7 +18,7 @@ use v3_ranks::{Comm, WorldConfig, run_threads};
 
 pub use options::{Stored, TrainArgs, TrainOptions};
 pub use ranks::Ranks;
-pub use step::{MicroBatch, RankTrainer, Recipe, StepOutcome};
+pub use step::{Measured, MicroBatch, RankTrainer, Recipe, StepOutcome};
 
 use self::metrics::{Console, StepMetrics};
 use self::optimizer::OptimizerConfig;

@@ -1,6 +1,8 @@
 //! One training step on one rank, and the figures that all ranks agree on.
 
-use dualpipe::{ExecuteError, ExecuteOptions, Overlap, Schedule, Span, StageComponents};
+use std::time::Instant;
+
+use dualpipe::{Component, ExecuteError, ExecuteOptions, Half, Overlap, Schedule, Span, StageComponents};
 use moe_dispatch::balance;
 use v3_ranks::Comm;
 
@@ -74,6 +76,21 @@ pub struct StepOutcome {
     pub grad_norm: f64,
 }
 
+/// One component, measured alone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measured {
+    /// Forward or backward.
+    pub half: Half,
+    /// What it is.
+    pub component: Component,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+    /// Bytes this rank sent between nodes.
+    pub slow_bytes: u64,
+    /// Bytes this rank sent inside its node.
+    pub fast_bytes: u64,
+}
+
 /// What a rank needs to take steps.
 #[derive(Debug)]
 pub struct RankTrainer {
@@ -139,6 +156,41 @@ impl RankTrainer {
         let mut sums = OverlapFigures::new(&self.schedule, rank, lists, &self.model.records, costs).to_array();
         self.world.all_reduce_sum(&mut sums)?;
         Ok(OverlapFigures::from_array(sums))
+    }
+
+    /// Runs the components of one chunk of `stage`, forward and then backward, one after another with a barrier before each exchange, and returns
+    /// for each of them its half, what it is, what it took and what this rank sent for it. Every rank of the expert-parallel group calls it.
+    pub fn measure_components(&mut self, stage: usize, batch: &MicroBatch) -> Result<Vec<Measured>> {
+        let chunk = self.chunk(batch, 1);
+        let (rows, hidden) = (chunk.sequences * chunk.rows, self.model.config.hidden_size);
+        self.model.begin_step(vec![chunk]);
+        let last = stage + 1 == self.schedule.stages();
+        let ep = self.model.expert_group().clone();
+        let mut measured = Vec::new();
+        for half in [Half::Forward, Half::Backward] {
+            let own = if half == Half::Forward { stage == 0 } else { last };
+            let input = (!own).then(|| (0..rows * hidden).map(|i| 1e-3 * ((i % 7) as f32 - 3.0)).collect());
+            self.model.begin(half, dualpipe::Work { stage, micro_batch: 0, input })?;
+            for (index, component) in self.model.components(half, stage).into_iter().enumerate() {
+                let before = ep.traffic();
+                let begun;
+                if component.kind.communicates() {
+                    ep.barrier()?;
+                    begun = Instant::now();
+                    self.model.start(half, stage, 0, index)?;
+                    self.model.finish(half, stage, 0, index)?;
+                } else {
+                    begun = Instant::now();
+                    self.model.compute(half, stage, 0, index)?;
+                }
+                let seconds = begun.elapsed().as_secs_f64();
+                let sent = ep.traffic().since(&before);
+                measured.push(Measured { half, component, seconds, slow_bytes: sent.slow.bytes, fast_bytes: sent.fast.bytes });
+            }
+            self.model.result(half, stage, 0)?;
+            self.model.end(half, stage, 0)?;
+        }
+        Ok(measured)
     }
 
     /// This rank's share of a micro-batch.
