@@ -1,6 +1,7 @@
 //! Which rank holds which stage, layer and expert.
 //!
-//! Ranks form a grid of pipeline ranks by expert-parallel ranks; world rank = pipeline rank * expert ranks + expert rank. The
+//! Ranks form a grid of pipeline ranks by expert-parallel ranks; world rank = pipeline rank * expert ranks + expert rank, or, where the
+//! ranks of a pipeline are neighbours, expert rank * pipeline ranks + pipeline rank. The
 //! expert ranks of one pipeline rank hold the same layers, each with its share of the experts, and split every micro-batch's
 //! sequences. Which stages a pipeline rank holds is the schedule's to say: one, two of a V, or two of two opposite pipelines.
 
@@ -29,6 +30,9 @@ pub struct Grid {
     pub layers: Vec<Range<usize>>,
     /// Multi-token-prediction modules of the last stage.
     pub modules: usize,
+    /// Whether the ranks of a pipeline have numbers next to each other, so that they share nodes; else those of an expert-parallel
+    /// group do.
+    pub pipelines_together: bool,
 }
 
 /// Cost of the parts of a stage, in forward passes of a block; only used to balance the stages.
@@ -44,6 +48,7 @@ impl Grid {
             stages_of: vec![vec![0]],
             layers: std::iter::once(0..config.num_hidden_layers).collect(),
             modules,
+            pipelines_together: false,
         }
     }
 
@@ -69,7 +74,7 @@ impl Grid {
             })
             .collect();
         let layers = partition(config.num_hidden_layers, stages, HEAD_COST + MODULE_COST * modules as f64);
-        Ok(Self { pipeline: schedule.ranks(), expert, stages_of, layers, modules })
+        Ok(Self { pipeline: schedule.ranks(), expert, stages_of, layers, modules, pipelines_together: false })
     }
 
     /// Ranks in all.
@@ -79,19 +84,31 @@ impl Grid {
 
     /// The pipeline rank and the expert rank of a world rank.
     pub fn coordinates(&self, rank: usize) -> (usize, usize) {
-        (rank / self.expert, rank % self.expert)
+        match self.pipelines_together {
+            true => (rank % self.pipeline, rank / self.pipeline),
+            false => (rank / self.expert, rank % self.expert),
+        }
+    }
+
+    fn rank(&self, p: usize, e: usize) -> usize {
+        if self.pipelines_together { e * self.pipeline + p } else { p * self.expert + e }
     }
 
     /// World ranks of the expert-parallel group of `rank`.
     pub fn expert_group(&self, rank: usize) -> Vec<usize> {
         let (p, _) = self.coordinates(rank);
-        (0..self.expert).map(|e| p * self.expert + e).collect()
+        (0..self.expert).map(|e| self.rank(p, e)).collect()
     }
 
     /// World ranks of the pipeline of `rank`.
     pub fn pipeline_group(&self, rank: usize) -> Vec<usize> {
         let (_, e) = self.coordinates(rank);
-        (0..self.pipeline).map(|p| p * self.expert + e).collect()
+        (0..self.pipeline).map(|p| self.rank(p, e)).collect()
+    }
+
+    /// Ranks of an expert-parallel group on one node, where nodes have `ranks_per_node` ranks.
+    pub fn experts_per_node(&self, ranks_per_node: usize) -> usize {
+        if self.pipelines_together { (ranks_per_node / self.pipeline).max(1) } else { ranks_per_node }
     }
 
     /// The names of the tensors of `rank`, in memory order; names may repeat.

@@ -41,7 +41,11 @@ fn job(pipeline: usize, expert: usize) -> Job {
     };
     let stages = if pipeline == 1 { 2 } else { pipeline };
     let options = TrainOptions::new(&args, None).expect("valid options");
-    Job::with(options, config(stages), None, common::folder("unused")).expect("a job")
+    let mut job = Job::with(options, config(stages), None, common::folder("unused")).expect("a job");
+    // Each pipeline on a node of its own: the slow links carry the exchanges of experts, and nothing else.
+    job.grid.pipelines_together = true;
+    job.layouts = job.grid.layouts(&job.config, job.options.precision).expect("layouts");
+    job
 }
 
 /// What one rank saw of a step.
@@ -58,7 +62,7 @@ fn hash(values: &[f32]) -> u64 {
 }
 
 fn run(job: &Job, link: LinkModel, costs: &Arc<ComponentCosts>, overlap: &Overlap) -> Vec<Seen> {
-    let world = WorldConfig::new(job.grid.size()).ranks_per_node(1).clock(Clock::Virtual).link(link);
+    let world = WorldConfig::new(job.grid.size()).ranks_per_node(job.grid.pipeline).clock(Clock::Virtual).link(link);
     let batches = common::first_step(job);
     run_threads(world, |world| -> v3_model::Result<Seen> {
         let mut trainer = job.trainer(world)?;
@@ -116,7 +120,7 @@ fn setting(job: &Job, ratio: f64) -> (LinkModel, ComponentCosts) {
     let computation = 6.0 * UNIT;
     let bandwidth = bytes.iter().sum::<f64>() / (ratio * computation);
     let latency = Duration::from_micros(1);
-    let link = LinkModel { slow: Link { latency, bandwidth }, fast: Link::INSTANT };
+    let link = LinkModel { slow: Link { latency, bandwidth }, fast: Link { latency, bandwidth: 3.2 * bandwidth } };
     let mut costs = ComponentCosts::new(Ports::Two);
     for half in [Half::Forward, Half::Backward] {
         for kind in ComponentKind::ALL.into_iter().filter(|kind| !kind.communicates()) {
@@ -129,7 +133,7 @@ fn setting(job: &Job, ratio: f64) -> (LinkModel, ComponentCosts) {
         costs.set(half, kind, None, ComponentCost::communicate(bytes / bandwidth, 0.0, latency.as_secs_f64()));
     }
     let rows = job.options.stored.seq_len * job.config.hidden_size * size_of::<f32>();
-    costs.transfer = ComponentCost::communicate(rows as f64 / bandwidth, 0.0, latency.as_secs_f64());
+    costs.transfer = ComponentCost::communicate(0.0, rows as f64 / (3.2 * bandwidth), latency.as_secs_f64());
     (link, costs)
 }
 
@@ -157,10 +161,24 @@ fn explore() {
                     let exposed = sum(&|s| s.waits.exposed);
                     let plan = dualpipe::simulate_components(&job.schedule, lists, &costs, &overlap).expect("plan");
                     let plan_alone: f64 = plan.ranks.iter().map(|r| r.alone.exposed).sum::<f64>() * expert as f64;
-                    if name == "off" { off = seen[0].makespan; }
-                    println!("pp {pipeline} ep {expert} ratio {ratio} {name}: hidden {:.3} (plan {:.3}), exposed {:.4} pairs {:.4} alone {:.4} of alone comm {:.4} plan alone {:.4}; makespan {:.4} plan {:.4} x{:.3}; bubble {:.4} pairbubble {:.4}; wall {wall:?} tune {took:?}",
-                        hidden, plan.hidden_in_pairs(), exposed, sum(&|s| s.figures.pairs.exposed), sum(&|s| s.figures.alone.exposed), alone, plan_alone, seen[0].makespan, plan.timeline.makespan(), off / seen[0].makespan,
-                        sum(&|s| s.waits.bubble), sum(&|s| s.figures.pairs.bubble));
+                    if name == "off" {
+                        off = seen[0].makespan;
+                    }
+                    println!(
+                        "pp {pipeline} ep {expert} ratio {ratio} {name}: hidden {:.3} (plan {:.3}), exposed {:.4} pairs {:.4} alone {:.4} of alone comm {:.4} plan alone {:.4}; makespan {:.4} plan {:.4} x{:.3}; bubble {:.4} pairbubble {:.4}; wall {wall:?} tune {took:?}",
+                        hidden,
+                        plan.hidden_in_pairs(),
+                        exposed,
+                        sum(&|s| s.figures.pairs.exposed),
+                        sum(&|s| s.figures.alone.exposed),
+                        alone,
+                        plan_alone,
+                        seen[0].makespan,
+                        plan.timeline.makespan(),
+                        off / seen[0].makespan,
+                        sum(&|s| s.waits.bubble),
+                        sum(&|s| s.figures.pairs.bubble)
+                    );
                 }
             }
         }

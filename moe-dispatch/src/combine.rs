@@ -164,6 +164,69 @@ impl CombineBackward {
     pub fn finish(self, comm: &Comm) -> Result<CombineGradients> {
         run_task(comm, self)
     }
+
+    /// The same in two exchanges, the gradients of the weights apart: they travel home when the caller starts them, and do not wait in a port
+    /// behind what was sent meanwhile while the gradients of the rows wait for them. All ranks of the group split it, or none.
+    pub fn split(self) -> CombineBackwardRows {
+        CombineBackwardRows(self)
+    }
+}
+
+/// The first part of a backward pass of a combine in flight: [`CombineBackward::split`].
+#[derive(Debug)]
+pub struct CombineBackwardRows(CombineBackward);
+
+/// What the first part comes to.
+#[derive(Debug)]
+pub struct CombineRowGradients {
+    /// Gradients of the expert rows, `[R, row_len]`, in the memory of the rows.
+    pub d_expert_rows: Vec<f32>,
+    /// The second part, not yet started.
+    pub weights: WeightGradients,
+    /// What was sent, handed back.
+    pub dy: Vec<f32>,
+}
+
+impl Task for CombineBackwardRows {
+    type Output = CombineRowGradients;
+    type Error = Error;
+
+    fn poll(&mut self, comm: &Comm) -> Result<Step<CombineRowGradients>> {
+        let CombineBackward { plan, work, dy, narrow, d_rows } = &mut self.0;
+        let Some(rows) = d_rows else { return Err(finished("a backward pass")) };
+        let step = match narrow {
+            None => work.poll_rows(comm, plan, dy, None, rows)?,
+            Some(narrow) => work.poll_rows(comm, plan, narrow, None, rows)?,
+        };
+        Ok(match step {
+            Step::Waiting(messages) => Step::Waiting(messages),
+            Step::Done(()) => {
+                let d_expert_rows = d_rows.take().ok_or_else(|| finished("a backward pass"))?;
+                let gradients = std::mem::replace(&mut work.gradients, Gradients::new(0));
+                let products = std::mem::take(&mut work.products);
+                let weights = WeightGradients { plan: Arc::clone(plan), gradients, products };
+                Step::Done(CombineRowGradients { d_expert_rows, weights, dy: std::mem::take(dy) })
+            }
+        })
+    }
+}
+
+/// The second part of a backward pass of a combine, a [task](v3_ranks::Task): the gradients of the routing's weights go home, and come to
+/// `[T, k]`. Nothing leaves before it is polled for the first time.
+#[derive(Debug)]
+pub struct WeightGradients {
+    plan: Arc<Plan>,
+    gradients: Gradients,
+    products: Vec<f32>,
+}
+
+impl Task for WeightGradients {
+    type Output = Vec<f32>;
+    type Error = Error;
+
+    fn poll(&mut self, comm: &Comm) -> Result<Step<Vec<f32>>> {
+        self.gradients.poll(comm, &self.plan, &self.products)
+    }
 }
 
 /// The rows of dy on their way out, then the gradients of weights on their way home.
@@ -198,6 +261,21 @@ impl Backward {
         expert_rows: Option<&[f32]>,
         d_rows: &mut [f32],
     ) -> Result<Step<Vec<f32>>> {
+        match self.poll_rows(comm, plan, dy, expert_rows, d_rows)? {
+            Step::Waiting(messages) => Ok(Step::Waiting(messages)),
+            Step::Done(()) => self.gradients.poll(comm, plan, &self.products),
+        }
+    }
+
+    /// The rows alone.
+    fn poll_rows<W: Element>(
+        &mut self,
+        comm: &Comm,
+        plan: &Plan,
+        dy: &[W],
+        expert_rows: Option<&[f32]>,
+        d_rows: &mut [f32],
+    ) -> Result<Step<()>> {
         if !self.dispatched {
             let (products, row_len) = (&mut self.products, self.row_len);
             let mut mover = Products { plan, dy, expert_rows, row_len, d_rows, products };
@@ -209,7 +287,7 @@ impl Backward {
             }
             self.dispatched = true;
         }
-        self.gradients.poll(comm, plan, &self.products)
+        Ok(Step::Done(()))
     }
 }
 

@@ -157,7 +157,8 @@ mod sums;
 mod tree;
 pub mod tune;
 
-pub use combine::{Combine, CombineBackward, CombineGradients, CombineOptions, Combined, Wire};
+pub use combine::{Combine, CombineBackward, CombineBackwardRows, CombineGradients, CombineOptions, CombineRowGradients};
+pub use combine::{Combined, WeightGradients, Wire};
 pub use cpu::Element;
 pub use dispatch::{Dispatch, Dispatched, Pairs, Payload, PlannedDispatch, Rows};
 pub use error::{Error, Result};

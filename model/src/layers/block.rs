@@ -225,8 +225,9 @@ impl Block {
     /// Backward for inputs of the norm before the networks and of the attention half: the gradient of the block's input.
     pub fn attention_input(&self, env: &Env<'_>, rows: &Rows, saved: &mut Saved, backward: Backward) -> Result<Vec<f32>> {
         let Backward { dy: mut dx, mut dh, moe } = backward;
-        if self.is_moe() {
-            dh = moe.output()?;
+        if let Ffn::Moe(layer) = &self.ffn {
+            let Some(FfnSaved::Moe(s)) = &mut saved.ffn else { return Err(super::out_of_order("router")) };
+            dh = layer.finish_backward(env, s, moe)?;
         }
         let mut dnorm = vec![0.0; dx.len()];
         ops::rms_norm_backward_input(&dh, &saved.x, env.store.at(&self.norm), &saved.rstd, &mut dnorm)?;
@@ -242,30 +243,35 @@ impl Block {
         self.attention_weight(env, &mut saved, grads)
     }
 
-    /// Backward for the weights of the networks and of the router.
+    /// Backward for the weights of the networks.
     pub fn mlp_weight(&self, env: &Env<'_>, saved: &mut Saved, grads: &mut [f32]) -> Result<()> {
         let m = saved.rstd.len();
-        // The router's gradient needs the normalised rows in f32; so does a GEMM operand that was not kept.
-        let needs_h = saved.h.is_none() || self.is_moe();
-        let h = if needs_h { self.normalise(env, &saved.x)?.0 } else { Vec::new() };
         let act = match saved.h.take() {
             Some(act) => act,
-            None => Activation::new(&h, m, env.hidden, env.precision)?,
+            None => Activation::new(&self.normalise(env, &saved.x)?.0, m, env.hidden, env.precision)?,
         };
-        match (&self.ffn, saved.ffn.take()) {
-            (Ffn::Dense(mlp), Some(FfnSaved::Dense(s))) => mlp.backward_weight(env, s, &act, &[0, m], grads)?,
-            (Ffn::Moe(moe), Some(FfnSaved::Moe(s))) => moe.backward_weight(env, *s, &h, &act, grads)?,
+        match (&self.ffn, &mut saved.ffn) {
+            (Ffn::Dense(mlp), Some(FfnSaved::Dense(_))) => {
+                if let Some(FfnSaved::Dense(s)) = saved.ffn.take() {
+                    mlp.backward_weight(env, s, &act, &[0, m], grads)?;
+                }
+            }
+            (Ffn::Moe(moe), Some(FfnSaved::Moe(s))) => moe.backward_weight(env, s, &act, grads)?,
             _ => return Err(super::out_of_order("block")),
         }
         saved.release();
         Ok(())
     }
 
-    /// Backward for the weights of the attention half and of the norm after it.
+    /// Backward for the weights of the attention half, of the norm after it and of the router.
     pub fn attention_weight(&self, env: &Env<'_>, saved: &mut Saved, grads: &mut [f32]) -> Result<()> {
         let attention = saved.attention.take().ok_or_else(|| super::out_of_order("attention"))?;
         ops::rms_norm_backward_weight(&env.factor(&saved.dh), &env.factor(&saved.x), &saved.rstd, &mut grads[self.norm.clone()])?;
         saved.dh = Vec::new();
+        if let (Ffn::Moe(moe), Some(FfnSaved::Moe(s))) = (&self.ffn, &saved.ffn) {
+            // The router's gradient needs the normalised rows in f32.
+            moe.router_weight(env, s, &self.normalise(env, &saved.x)?.0, grads)?;
+        }
         self.attention.backward_weight(env, attention, grads)?;
         saved.release();
         Ok(())
@@ -342,7 +348,12 @@ impl Backward {
 impl Saved {
     /// Drops what both components for weights read, once both are done.
     fn release(&mut self) {
-        if self.attention.is_none() && self.ffn.is_none() {
+        let networks = match &self.ffn {
+            Some(FfnSaved::Dense(_)) => true,
+            Some(FfnSaved::Moe(s)) => s.has_networks(),
+            None => false,
+        };
+        if self.attention.is_none() && !networks {
             *self = Saved::default();
         }
     }

@@ -11,8 +11,8 @@ use fp8_gemm::quantize::quantize_1x128;
 use fp8_gemm::{Block, BlockScaled, Precision};
 use half::bf16;
 use moe_dispatch::router::Routing;
-use moe_dispatch::{Combine, CombineBackward, CombineGradients, CombineOptions, Combined, Pairs, Plan, PlanOptions};
-use moe_dispatch::{PlannedDispatch, Rows, Wire};
+use moe_dispatch::{Combine, CombineBackwardRows, CombineOptions, CombineRowGradients, Combined, Pairs, Plan, PlanOptions};
+use moe_dispatch::{PlannedDispatch, Rows, WeightGradients, Wire};
 use v3_numerics::view::MatRef;
 use v3_numerics::{E4M3, convert};
 use v3_ranks::{Comm, Lane, Step, Task, Ticket, run_task};
@@ -158,13 +158,36 @@ pub fn start_combine(env: &Env<'_>, plan: &Arc<Plan>, rows: Vec<f32>, weighted: 
     Ok(Exchange::start(env, plan.combine_start(env.ep, rows, env.hidden, options)?))
 }
 
-/// The backward of a combine under way.
-pub type CombiningBackward = Exchange<CombineBackward, CombineGradients>;
+/// The backward of a combine under way: the gradients of the expert rows.
+pub type CombiningBackward = Exchange<CombineBackwardRows, CombineRowGradients>;
 
-/// Sends the gradients `dy` of combined rows to the experts: gives the gradients of the expert rows `out_rows`, and on the way back
-/// those of the weights.
+/// Sends the gradients `dy` of combined rows to the experts, which gives the gradients of the expert rows `out_rows`. Those of the
+/// weights are another exchange.
 pub fn start_combine_backward(env: &Env<'_>, plan: &Arc<Plan>, dy: Vec<f32>, out_rows: Vec<f32>) -> Result<CombiningBackward> {
-    Ok(Exchange::start(env, plan.combine_backward_start(env.ep, dy, out_rows, env.hidden, Wire::F32)?))
+    let task = plan.combine_backward_start(env.ep, dy, out_rows, env.hidden, Wire::F32)?.split();
+    Ok(Exchange::start(env, task))
+}
+
+/// The backward of a dispatch under way.
+#[derive(Debug)]
+pub struct DispatchingBackward {
+    weights: Exchange<WeightGradients, Vec<f32>>,
+    rows: Combining,
+}
+
+impl DispatchingBackward {
+    /// Sends the gradients of the router's weights home, and behind them those of the expert rows `drows`, added where their tokens
+    /// are at home.
+    pub fn start(env: &Env<'_>, plan: &Arc<Plan>, weights: WeightGradients, drows: Vec<f32>) -> Result<Self> {
+        let weights = Exchange::start(env, weights);
+        Ok(Self { weights, rows: start_combine(env, plan, drows, false)? })
+    }
+
+    /// Waits for the gradients of the tokens' rows, and of their weights.
+    pub fn finish(self, env: &Env<'_>) -> Result<(Vec<f32>, Vec<f32>)> {
+        let dweights = self.weights.finish(env)?;
+        Ok((self.rows.finish(env)?.rows, dweights))
+    }
 }
 
 /// Starts a lane of this rank for its exchanges. What it packs and adds, it does on its own thread, without taking part in the

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use fp8_gemm::Precision;
 use fp8_gemm::linear::Activation;
 use moe_dispatch::router::{self, Routing};
-use moe_dispatch::{CombineGradients, Combined, Plan, balance};
+use moe_dispatch::{CombineRowGradients, Combined, Plan, WeightGradients, balance};
 use v3_numerics::gemm;
 use v3_numerics::view::{MatMut, MatRef};
 
-use super::exchange::{self, Combining, CombiningBackward, Dispatch, Dispatched, Payload};
+use super::exchange::{self, Combining, CombiningBackward, Dispatch, Dispatched, DispatchingBackward, Payload};
 use super::linear::Packing;
 use super::mlp::{self, Mlp};
 use super::{Env, Rows, out_of_order};
@@ -32,12 +32,18 @@ pub struct Moe {
 #[derive(Debug)]
 pub struct Saved {
     routing: Routing,
+    dlogits: Vec<f32>,
     plan: Arc<Plan>,
+    /// Until the weights of the networks are done.
+    networks: Option<Networks>,
+}
+
+#[derive(Debug)]
+struct Networks {
     rows: Activation,
     out_rows: Vec<f32>,
     experts: mlp::Saved,
     shared: Option<mlp::Saved>,
-    dlogits: Vec<f32>,
 }
 
 /// What a layer's router did with one chunk, for losses and load figures.
@@ -165,42 +171,62 @@ impl Moe {
         Ok((losses, dlogits))
     }
 
-    /// Backward for inputs of experts, router and shared experts; `dy` is the gradient of the layer's output.
+    /// Backward for inputs of experts and shared experts; `dy` is the gradient of the layer's output.
     pub fn compute_backward(&self, env: &Env<'_>, saved: &mut Saved, dy: &[f32], backward: &mut Backward) -> Result<()> {
-        let BackwardPhase::Combined(dout_rows, dweights) = backward.take() else { return Err(out_of_order("experts")) };
+        let BackwardPhase::Combined(dout_rows, weights) = backward.take() else { return Err(out_of_order("experts")) };
+        let Some(networks) = &mut saved.networks else { return Err(out_of_order("experts")) };
         let hidden = env.hidden;
         let n = saved.plan.expert_rows();
         let mut drows = vec![0.0; n * hidden];
         let offsets = saved.plan.offsets();
-        self.experts.backward_input(&mut saved.experts, offsets, dout_rows, MatMut::new(&mut drows, n, hidden)?, false)?;
-        let dlogits = router::route_backward(&env.moe()?.router, &saved.routing, &dweights)?;
-        v3_numerics::ops::add_assign(&mut saved.dlogits, &dlogits)?;
-        let (m, experts) = (dy.len() / hidden, env.moe()?.router.num_experts);
-        let mut dgate = vec![0.0; dy.len()];
-        let gate = MatRef::new(env.store.at(&self.gate), experts, hidden)?;
-        gemm::gemm(MatRef::new(&saved.dlogits, m, experts)?, gate, MatMut::new(&mut dgate, m, hidden)?, false)?;
+        self.experts.backward_input(&mut networks.experts, offsets, dout_rows, MatMut::new(&mut drows, n, hidden)?, false)?;
         let mut dshared = None;
-        if let (Some(mlp), Some(shared)) = (&self.shared, &mut saved.shared) {
+        if let (Some(mlp), Some(shared)) = (&self.shared, &mut networks.shared) {
+            let m = dy.len() / hidden;
             let mut dx = vec![0.0; dy.len()];
             mlp.backward_input(shared, &[0, m], dy.to_vec(), MatMut::new(&mut dx, m, hidden)?, false)?;
             dshared = Some(dx);
         }
-        backward.phase = BackwardPhase::Computed { plan: Arc::clone(&saved.plan), drows, local: Local { dgate, dshared } };
+        backward.phase = BackwardPhase::Computed { plan: Arc::clone(&saved.plan), weights, drows, dshared };
         Ok(())
     }
 
-    /// Backward for weights; `h` is the normalised input, `act` the same as a GEMM operand.
-    pub fn backward_weight(&self, env: &Env<'_>, saved: Saved, h: &[f32], act: &Activation, grads: &mut [f32]) -> Result<()> {
-        let (m, experts) = (act.rows(), env.moe()?.router.num_experts);
+    /// Backward for inputs of the router: the gradient of the normalised rows, which is what came back from the experts, then the
+    /// router's part, then the shared experts'.
+    pub fn finish_backward(&self, env: &Env<'_>, saved: &mut Saved, backward: Backward) -> Result<Vec<f32>> {
+        let BackwardPhase::Dispatched { mut dh, dweights, dshared } = backward.phase else {
+            return Err(out_of_order("dispatch"));
+        };
+        let router = &env.moe()?.router;
+        let m = dh.len() / env.hidden;
+        let dlogits = router::route_backward(router, &saved.routing, &dweights)?;
+        v3_numerics::ops::add_assign(&mut saved.dlogits, &dlogits)?;
+        let gate = MatRef::new(env.store.at(&self.gate), router.num_experts, env.hidden)?;
+        let dlogits = MatRef::new(&saved.dlogits, m, router.num_experts)?;
+        gemm::gemm(dlogits, gate, MatMut::new(&mut dh, m, env.hidden)?, true)?;
+        if let Some(dshared) = dshared {
+            v3_numerics::ops::add_assign(&mut dh, &dshared)?;
+        }
+        Ok(dh)
+    }
+
+    /// Backward for the weights of the networks; `act` is the normalised input as a GEMM operand.
+    pub fn backward_weight(&self, env: &Env<'_>, saved: &mut Saved, act: &Activation, grads: &mut [f32]) -> Result<()> {
+        let Networks { rows, experts, shared, .. } = saved.networks.take().ok_or_else(|| out_of_order("experts"))?;
+        self.experts.backward_weight(env, experts, &rows, saved.plan.offsets(), grads)?;
+        if let (Some(mlp), Some(shared)) = (&self.shared, shared) {
+            mlp.backward_weight(env, shared, act, &[0, act.rows()], grads)?;
+        }
+        Ok(())
+    }
+
+    /// Backward for the weights of the router; `h` is the normalised input.
+    pub fn router_weight(&self, env: &Env<'_>, saved: &Saved, h: &[f32], grads: &mut [f32]) -> Result<()> {
+        let (m, experts) = (h.len() / env.hidden, env.moe()?.router.num_experts);
         let (dlogits, h) = (env.factor(&saved.dlogits), env.factor(h));
         let dlogits = MatRef::new(&dlogits, m, experts)?;
         let dgate = MatMut::new(&mut grads[self.gate.clone()], experts, env.hidden)?;
-        gemm::gemm(dlogits.t(), MatRef::new(&h, m, env.hidden)?, dgate, true)?;
-        self.experts.backward_weight(env, saved.experts, &saved.rows, saved.plan.offsets(), grads)?;
-        if let (Some(mlp), Some(shared)) = (&self.shared, saved.shared) {
-            mlp.backward_weight(env, shared, act, &[0, m], grads)?;
-        }
-        Ok(())
+        Ok(gemm::gemm(dlogits.t(), MatRef::new(&h, m, env.hidden)?, dgate, true)?)
     }
 }
 
@@ -273,7 +299,8 @@ impl Forward {
             }
             None => None,
         };
-        Ok(Saved { routing: self.routing, plan, rows, out_rows, experts, shared, dlogits: self.dlogits })
+        let networks = Some(Networks { rows, out_rows, experts, shared });
+        Ok(Saved { routing: self.routing, dlogits: self.dlogits, plan, networks })
     }
 
     /// Bytes that will be kept, as far as they are there.
@@ -301,25 +328,23 @@ enum BackwardPhase {
     #[default]
     Begun,
     Combining(CombiningBackward),
-    /// Gradients of the expert rows, and of the weights.
-    Combined(Vec<f32>, Vec<f32>),
+    /// Gradients of the expert rows; those of the weights have not left.
+    Combined(Vec<f32>, WeightGradients),
     Computed {
         plan: Arc<Plan>,
+        weights: WeightGradients,
         drows: Vec<f32>,
-        local: Local,
+        dshared: Option<Vec<f32>>,
     },
-    Dispatching(Combining, Local),
-    Dispatched(Vec<f32>, Local),
+    Dispatching(DispatchingBackward, Option<Vec<f32>>),
+    Dispatched {
+        dh: Vec<f32>,
+        dweights: Vec<f32>,
+        /// Kept apart until the experts' part, which is the first term of the sum, has come.
+        dshared: Option<Vec<f32>>,
+    },
     /// A component took it and failed.
     Taken,
-}
-
-/// What this rank itself adds to the gradient of the normalised rows. Kept apart until the experts' part, which is the first term
-/// of the sum, has come.
-#[derive(Debug)]
-struct Local {
-    dgate: Vec<f32>,
-    dshared: Option<Vec<f32>>,
 }
 
 impl Backward {
@@ -330,50 +355,48 @@ impl Backward {
     /// The gradient `dy` of the layer's output leaves for the experts. The experts' outputs are not needed beyond it.
     pub fn start_combine(&mut self, env: &Env<'_>, saved: &mut Saved, dy: Vec<f32>) -> Result<()> {
         let BackwardPhase::Begun = self.take() else { return Err(out_of_order("combine")) };
-        let out_rows = std::mem::take(&mut saved.out_rows);
+        let networks = saved.networks.as_mut().ok_or_else(|| out_of_order("combine"))?;
+        let out_rows = std::mem::take(&mut networks.out_rows);
         self.phase = BackwardPhase::Combining(exchange::start_combine_backward(env, &saved.plan, dy, out_rows)?);
         Ok(())
     }
 
-    /// The gradients of this rank's expert rows and of the router's weights are here. Hands back what was sent.
+    /// The gradients of this rank's expert rows are here. Hands back what was sent.
     pub fn finish_combine(&mut self, env: &Env<'_>) -> Result<Vec<f32>> {
         let BackwardPhase::Combining(pending) = self.take() else { return Err(out_of_order("combine")) };
-        let CombineGradients { d_expert_rows, d_weights, dy } = pending.finish(env)?;
-        self.phase = BackwardPhase::Combined(d_expert_rows, d_weights);
+        let CombineRowGradients { d_expert_rows, weights, dy } = pending.finish(env)?;
+        self.phase = BackwardPhase::Combined(d_expert_rows, weights);
         Ok(dy)
     }
 
-    /// The gradients of the experts' inputs leave for their tokens.
+    /// The gradients of the experts' inputs, and of the router's weights, leave for their tokens.
     pub fn start_dispatch(&mut self, env: &Env<'_>) -> Result<()> {
-        let BackwardPhase::Computed { plan, drows, local } = self.take() else { return Err(out_of_order("dispatch")) };
-        self.phase = BackwardPhase::Dispatching(exchange::start_combine(env, &plan, drows, false)?, local);
+        let BackwardPhase::Computed { plan, weights, drows, dshared } = self.take() else { return Err(out_of_order("dispatch")) };
+        self.phase = BackwardPhase::Dispatching(DispatchingBackward::start(env, &plan, weights, drows)?, dshared);
         Ok(())
     }
 
     /// The sums of the gradients are here.
     pub fn finish_dispatch(&mut self, env: &Env<'_>) -> Result<()> {
-        let BackwardPhase::Dispatching(pending, local) = self.take() else { return Err(out_of_order("dispatch")) };
-        self.phase = BackwardPhase::Dispatched(pending.finish(env)?.rows, local);
+        let BackwardPhase::Dispatching(pending, dshared) = self.take() else { return Err(out_of_order("dispatch")) };
+        let (dh, dweights) = pending.finish(env)?;
+        self.phase = BackwardPhase::Dispatched { dh, dweights, dshared };
         Ok(())
-    }
-
-    /// The gradient of the normalised rows: what came back from the experts, then the router's part, then the shared experts'.
-    pub fn output(self) -> Result<Vec<f32>> {
-        let BackwardPhase::Dispatched(mut dh, local) = self.phase else { return Err(out_of_order("dispatch")) };
-        v3_numerics::ops::add_assign(&mut dh, &local.dgate)?;
-        if let Some(dshared) = local.dshared {
-            v3_numerics::ops::add_assign(&mut dh, &dshared)?;
-        }
-        Ok(dh)
     }
 }
 
 impl Saved {
     /// Bytes kept.
     pub fn bytes(&self) -> usize {
-        let routing = self.routing.bytes() + self.plan.bytes();
-        let vecs = (self.out_rows.len() + self.dlogits.len()) * 4;
-        routing + vecs + self.rows.bytes() + self.experts.bytes() + self.shared.as_ref().map_or(0, mlp::Saved::bytes)
+        let networks = |n: &Networks| {
+            n.out_rows.len() * 4 + n.rows.bytes() + n.experts.bytes() + n.shared.as_ref().map_or(0, mlp::Saved::bytes)
+        };
+        self.routing.bytes() + self.plan.bytes() + self.dlogits.len() * 4 + self.networks.as_ref().map_or(0, networks)
+    }
+
+    /// Whether the weights of the networks are still to be done.
+    pub fn has_networks(&self) -> bool {
+        self.networks.is_some()
     }
 
     /// The router's choice, for tests and inspection.

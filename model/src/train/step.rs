@@ -128,7 +128,8 @@ impl RankTrainer {
         let rank = world.rank();
         let ep = world.subgroup(&grid.expert_group(rank), EXPERT_GROUP)?;
         let pipeline = world.subgroup(&grid.pipeline_group(rank), PIPELINE_GROUP)?;
-        let mut settings = Settings::new(config, precision, recompute, grid.expert, world.ranks_per_node())?;
+        let mut settings =
+            Settings::new(config, precision, recompute, grid.expert, grid.experts_per_node(world.ranks_per_node()))?;
         settings.balance_alpha = recipe.balance_alpha;
         settings.report_divergence = true;
         let optimizer = Optimizer::new(optimizer, store.layout(), &world)?;
