@@ -92,7 +92,7 @@
 //! ```
 //!
 //! All ranks *start* the same exchanges in the same order. On a lane, or polled together, they may end in any order; without one, `finish` drives that exchange
-//! alone, so ranks that hold several finish them in the same order. The calls that wait ([`Plan::new`], [`Plan::dispatch`], ...) are a start and a finish.
+//! alone, so ranks that hold several finish them in the same order. Tags whose upper byte is 0x6d belong to this crate. The calls that wait ([`Plan::new`], [`Plan::dispatch`], ...) are a start and a finish.
 //!
 //! # Worst-case size
 //!

@@ -166,3 +166,60 @@ pub(crate) fn copies(block: &Block, rows: &[u32], top_k: usize, rank_of_slot: &[
     }
     copies
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routing(indices: &[u32], top_k: usize) -> Routing {
+        let weights = (0..indices.len()).map(|i| i as f32).collect();
+        Routing { tokens: indices.len() / top_k, top_k, indices: indices.to_vec(), weights, scores: Vec::new() }
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() -> Result<()> {
+        let layout = Layout::new(6, 2, 1)?;
+        let (block, choice) = sort_routing(&layout, 0, &routing(&[5, MASKED, 0, 3, 1, 4, MASKED, MASKED, MASKED], 3), 2)?;
+        assert_eq!(block.slots, [0, 5, MASKED, 1, 3, 4, MASKED, MASKED, MASKED]);
+        assert_eq!((choice, block.channels.clone()), (vec![2, 0, 4, 3, 5], vec![0, 1, 3]));
+        assert_eq!(Block::decode(&block.encode(3), 3, 2, 6, Some(3))?, block);
+        let some = block.pick(&[1], 3);
+        assert_eq!(
+            (some.slots.clone(), some.weights.clone(), some.channels.clone()),
+            (vec![1, 3, 4], vec![4.0, 3.0, 5.0], vec![0, 0, 1])
+        );
+        assert_eq!(Block::decode(&some.encode(3), 3, 2, 6, None)?, some);
+        Ok(())
+    }
+
+    #[test]
+    fn bad_messages_are_errors() -> Result<()> {
+        let (block, _) = sort_routing(&Layout::new(6, 2, 1)?, 0, &routing(&[5, 0, 3, 1], 2), 2)?;
+        let good = block.encode(2);
+        assert_eq!(good[..4], [2, 2, 1, 2]);
+        let with = |at: usize, word: u32| {
+            let mut words = good.clone();
+            words[at] = word;
+            words
+        };
+        for (words, expected) in [
+            (vec![], "a header"),
+            (vec![2], "a header"),
+            (vec![2, 2, 1], "2 experts a token in 2 channels"),
+            (with(0, 3), "2 experts a token in 2 channels"),
+            (with(1, 3), "2 experts a token in 2 channels"),
+            (with(2, 3), "2 rows of 2 slots and weights"),
+            (with(3, 1), "1 rows of 2 slots and weights"),
+            (with(3, u32::MAX), "slots and weights"),
+            (with(4, 6), "slots below 6"),
+            (with(4, MASKED), "masked ones last"),
+            (good[..good.len() - 1].to_vec(), "2 rows of 2 slots and weights"),
+        ] {
+            let error = Block::decode(&words, 2, 2, 6, None).unwrap_err().to_string();
+            assert!(error.contains(expected), "{words:?}: {error}");
+        }
+        let error = Block::decode(&good, 2, 2, 6, Some(1)).unwrap_err().to_string();
+        assert!(error.contains("at most 1 tokens, got 2"), "{error}");
+        Ok(())
+    }
+}

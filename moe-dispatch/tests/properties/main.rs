@@ -6,7 +6,7 @@ mod in_flight;
 use case::{Load, bits, cases, expert_outputs, routing, row, rows, run};
 use half::bf16;
 use moe_dispatch::reference::dispatch as reference;
-use moe_dispatch::{CombineOptions, Error, Layout, Plan, PlanOptions, ReplicaChoice, Routing, Wire};
+use moe_dispatch::{CombineOptions, Error, Layout, Plan, PlanOptions, ReplicaChoice, Routing, Rows, Wire};
 use proptest::prelude::*;
 use v3_numerics::cpu::{Isa, with_isa};
 use v3_ranks::{Comm, WorldConfig, run_threads};
@@ -423,6 +423,21 @@ fn ranks_that_disagree_end_with_an_error() {
     })
     .unwrap_err();
     assert!(error.message.contains("routing of another rank"), "{error}");
+    // The same in one pass: another number of experts, rows of another length, more tokens than the capacity of others.
+    for (wrong, word) in [(0, "16 bytes for "), (1, "20 bytes for "), (2, "for one expert")] {
+        let error = run_threads(WorldConfig::new(4), |comm: Comm| {
+            let odd = comm.rank() == 3;
+            let (top_k, d) = (if odd && wrong == 0 { 2 } else { 3 }, if odd && wrong == 1 { 5 } else { 4 });
+            let (tokens, capacity) = if odd && wrong == 2 { (3, 3) } else { (1, 1) };
+            let one = routing(top_k);
+            let routing = Routing { tokens, indices: one.indices.repeat(tokens), weights: one.weights.repeat(tokens), ..one };
+            let options = PlanOptions { capacity: Some(capacity), ..PlanOptions::default() };
+            let rows = Rows { data: vec![0f32; tokens * d], row_len: d };
+            Plan::start_dispatch(&comm, &layout, &routing, options, rows)?.finish(&comm).map(drop)
+        })
+        .unwrap_err();
+        assert!(error.message.contains(word), "{error}");
+    }
     let error = run_threads(WorldConfig::new(4), |comm: Comm| {
         let plan = Plan::new(&comm, &layout, &routing(4))?;
         let d = if comm.rank() == 3 { 5 } else { 4 };
