@@ -151,7 +151,8 @@ fn read_op(word: &str) -> Option<Op> {
 }
 
 impl Arrangement {
-    /// What each lane does, in order, in the words of Figure 4 of the report: two lines, to print.
+    /// What each lane does, in order, in the words of Figure 4 of the report: two lines, to print. `FILL` are weights that were put
+    /// off before.
     ///
     /// ```text
     /// computes:     ATTN(F)0 MLP(B)3 MLP(W)3 ...
@@ -160,6 +161,9 @@ impl Arrangement {
     pub fn describe(&self, pairing: &Pairing) -> String {
         let mut lanes = [String::from("computes:    "), String::from("communicates:")];
         for op in self.ops() {
+            if *op == Op::Fill {
+                lanes[0] += " FILL";
+            }
             let (lane, half, index) = match *op {
                 Op::Compute(half, index) => (0, half, index),
                 Op::Start(half, index) => (1, half, index),
