@@ -160,6 +160,35 @@ fn stages_and_halves() {
     assert!(peak.iter().zip(chunks).all(|(memory, chunks)| *memory == 0.5 * chunks as f64));
 }
 
+#[test]
+fn a_link_serves_both_ways() {
+    use dualpipe::CostModel;
+    let costs: Costs = "F=1,B=2,W=1".parse().unwrap();
+    for ranks in [2, 3, 5] {
+        let mut problem = Problem::uniform(ranks, 4, &costs).unwrap();
+        problem.links = (0..ranks).map(|link| 1.0 + link as f64).collect();
+        let placed = problem.costs(Placement::Line);
+        for rank in 0..ranks - 1 {
+            assert_eq!(placed.transfer(rank, rank + 1), 1.0 + rank as f64);
+            assert_eq!(placed.transfer(rank + 1, rank), 1.0 + rank as f64);
+        }
+        if ranks > 2 {
+            assert_eq!((placed.transfer(0, ranks - 1), placed.transfer(ranks - 1, 0)), (ranks as f64, ranks as f64));
+        }
+    }
+}
+
+/// Large problems take no longer in proportion; there is a size beyond which nothing is searched.
+#[test]
+fn large_problems_end() {
+    let costs: Costs = "F=1,B=2,W=1,FB=2.5".parse().unwrap();
+    for (ranks, micro_batches) in [(32, 128), (1, 4096), (128, 32)] {
+        let problem = Problem::uniform(ranks, micro_batches, &costs).unwrap();
+        let found = search(&problem, &Options { effort: 100, ..Options::default() }).unwrap();
+        assert!(found.lower_bound <= found.makespan);
+    }
+}
+
 fn slices(ranks: usize) -> impl Strategy<Value = Vec<Slice>> {
     let slice = (1..9u32, 0..9u32, 0..9u32, 0..5u32, 0..4u32, 0..4u32, 0..4u32).prop_map(
         |(f, i, w, saved, parameters, at_input, at_weight)| Slice {

@@ -37,7 +37,8 @@ pub struct Problem {
     pub micro_batches: usize,
     /// The 2R slices of the model, first to last.
     pub slices: Vec<Slice>,
-    /// The time of a transfer between rank `r` and `r + 1` (the last: between the last rank and rank 0), R of them.
+    /// The time of a transfer between rank `r` and `r + 1` (the last: between the last rank and rank 0, of use to
+    /// interleaved schedules on 3 ranks or more), R of them.
     pub links: Vec<f64>,
     /// The most memory a rank may use, for parameters and activations together; infinite for no cap.
     pub memory: f64,
@@ -216,7 +217,7 @@ impl Problem {
 }
 
 /// The largest `2 x ranks x micro-batches` that is searched.
-pub const MAX_SEARCHED: usize = 1 << 15;
+pub const MAX_SEARCHED: usize = 1 << 14;
 
 /// Sizes that there are, and that a search can look at.
 fn check_sizes(ranks: usize, micro_batches: usize) -> Result<()> {
@@ -263,9 +264,13 @@ impl CostModel for PlacedCosts {
 
     /// The time of the direct link; 0 between ranks that have none, since no placement sends there.
     fn transfer(&self, from: usize, to: usize) -> f64 {
-        let ranks = self.links.len();
-        let link = if to == (from + 1) % ranks.max(1) { from } else { to };
-        let direct = to == (from + 1) % ranks.max(1) || from == (to + 1) % ranks.max(1);
-        if direct { self.links.get(link).copied().unwrap_or(0.0) } else { 0.0 }
+        let (low, high) = (from.min(to), from.max(to));
+        let link = match high - low {
+            1 => Some(low),
+            // Round the ends.
+            _ if low == 0 && high + 1 == self.links.len() => Some(high),
+            _ => None,
+        };
+        link.and_then(|link| self.links.get(link)).copied().unwrap_or(0.0)
     }
 }

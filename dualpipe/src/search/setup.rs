@@ -67,10 +67,10 @@ impl Setup {
         let ranks = problem.ranks;
         let (dirs, stages) = (placement.directions(), placement.stages(ranks));
         let costs = problem.costs(placement);
-        let rank_of = |stage: usize, direction: usize| {
-            (0..dirs).flat_map(|d| (0..ranks).map(move |r| (r, d))).find(|&(r, d)| {
-                placement.stage_of(ranks, r, d) == Some(stage) && (placement != Placement::Bidirectional || d == direction)
-            })
+        // Where the chunks of a direction are in another stage. Two micro-batches, so that there is one for each direction.
+        let place_of = |stage: usize, direction: usize| {
+            let at = placement.locate(ranks, 2, stage, placement.micro_batch(2, direction, 0));
+            at.map(|(rank, direction, _)| (rank, direction))
         };
         let mut places = Vec::with_capacity(ranks * dirs);
         let mut any_pair = false;
@@ -79,7 +79,7 @@ impl Setup {
                 let stage = placement.stage_of(ranks, rank, d)?;
                 let own = problem.stage(placement, stage);
                 let link = |other: usize| {
-                    let (r, direction) = rank_of(other, d)?;
+                    let (r, direction) = place_of(other, d)?;
                     let time = if r == rank { 0.0 } else { crate::CostModel::transfer(&costs, r, rank) };
                     Some(Link { place: r * dirs + direction, time })
                 };

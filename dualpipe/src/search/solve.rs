@@ -15,7 +15,8 @@ use crate::search::setup::{Op, Setup};
 pub struct Options {
     /// Same seed, same answer.
     pub seed: u64,
-    /// How many schedules are tried for each placement, about; the time is proportional to it and to the number of actions.
+    /// How many schedules are tried for each placement, about, where these have some hundred to 2,000 actions: up to three times as
+    /// many if there are fewer actions, and fewer if there are more, so that the time depends little on the problem.
     pub effort: usize,
     /// Whether the schedules that have a name, where they fit, are among the starting points.
     pub known: bool,
@@ -108,7 +109,7 @@ pub fn search(problem: &Problem, options: &Options) -> Result<Found> {
         if options.known {
             add_known(problem, setup, index, &mut candidates);
         }
-        by_rules(setup, index, effort(options, setup) / 12 + 64, target, &mut chance, &mut candidates, &mut tried);
+        by_rules(setup, index, (effort(options, setup) / 12).max(16), target, &mut chance, &mut candidates, &mut tried);
     }
     // The most promising ones get the most: rounds over ever fewer of them.
     candidates.sort_by(|a, b| a.makespan.total_cmp(&b.makespan));
@@ -154,11 +155,17 @@ pub fn search(problem: &Problem, options: &Options) -> Result<Found> {
     Ok(Found { schedule, makespan, lower_bound: lower_bound.min(makespan), peak_memory, tried })
 }
 
-/// The trials of a placement: small problems get more of them, since each costs less.
+/// The trials of a placement: more of them for small problems and fewer for large ones, since each costs less, or more.
 fn effort(options: &Options, setup: &Setup) -> usize {
-    let letters = 3 * setup.chunks * setup.places.len();
-    options.effort.saturating_mul((400 / letters.max(1)).clamp(1, 3))
+    let letters = (3 * setup.chunks * setup.places.len()).max(1);
+    if letters <= ORDINARY {
+        return options.effort.saturating_mul((400 / letters).clamp(1, 3));
+    }
+    (options.effort as u128 * ORDINARY as u128 / letters as u128) as usize
 }
+
+/// Actions of a problem for which [`Options::effort`] is meant: 8 ranks, 32 micro-batches, two stages a rank have 1,536.
+const ORDINARY: usize = 2000;
 
 fn best(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(|candidate| candidate.makespan).fold(f64::INFINITY, f64::min)
