@@ -11,8 +11,8 @@
 //! - no expert is twice on a device, unless a device has more slots than its pool has experts; then each expert is on it at
 //!   most `ceil(slots / experts)` times;
 //! - replicas are handed out to the expert with the largest load per replica, packed largest first, and then improved by a
-//!   local search on the most loaded device: exchanges with other devices, and moving a replica from one expert to another,
-//!   with small deterministic shake-ups between descents. It stops when the mean over the largest load reaches 0.9995, at
+//!   local search on the most loaded device: exchanges with other devices, of one expert or of two, and moving a replica from one expert to
+//!   another, with small deterministic shake-ups of the best answer between descents. It stops when the mean over the largest load reaches 0.9995, at
 //!   a lower bound, or after [`PlacementInput::effort`] shake-ups;
 //! - with a previous placement, the search also starts from that one and stops as soon as the result is within
 //!   [`PlacementInput::tolerance`] of what a fresh search reaches, so that few experts move; experts that stay on a device
@@ -51,7 +51,7 @@ pub struct PlacementInput<'a> {
     pub previous: Option<&'a [u32]>,
     /// With a previous placement: the share of balancedness that may be given up to move fewer experts (0.005).
     pub tolerance: f64,
-    /// Shake-ups of the local search per pool (200).
+    /// Shake-ups of the local search per pool (100).
     pub effort: usize,
 }
 
@@ -67,7 +67,7 @@ impl<'a> PlacementInput<'a> {
             num_devices,
             previous: None,
             tolerance: 0.005,
-            effort: 200,
+            effort: 100,
         }
     }
 
@@ -336,16 +336,19 @@ impl Layer<'_> {
     /// A placement from nothing, and its largest load.
     fn fresh(&self) -> (Vec<u32>, f64) {
         let mut node_of = self.pack_groups();
-        let plain = self.plain();
+        let plain = self.plain(self.bound(&node_of) / 0.9995);
         let good = |node_of: &[usize]| (self.bound(node_of) / 0.9995).min(plain);
         let mut target = good(&node_of);
         let mut nodes: Vec<(Vec<u32>, f64)> =
             (0..self.nodes).map(|n| self.solve(&node_of, n, None, target, self.effort)).collect();
+        // The lowest target that each node has been searched for with all the effort.
+        let mut searched = vec![target; self.nodes];
         let fullest =
             |nodes: &[(Vec<u32>, f64)]| (1..nodes.len()).fold(0, |best, n| if nodes[n].1 > nodes[best].1 { n } else { best });
         // A node may be hard to balance inside although its total is fair: try other company for its groups.
         let mut tries = self.effort;
-        'again: while tries > 0 && self.nodes > 1 {
+        // Nodes of one group each only change their names.
+        'again: while tries > 0 && self.nodes > 1 && self.groups > self.nodes {
             let worst = fullest(&nodes);
             let max = nodes[worst].1;
             if max <= target {
@@ -384,6 +387,7 @@ impl Layer<'_> {
                 }
                 nodes[worst] = first;
                 nodes[other] = second;
+                (searched[worst], searched[other]) = (f64::INFINITY, f64::INFINITY);
                 node_of = swapped;
                 continue 'again;
             }
@@ -393,9 +397,11 @@ impl Layer<'_> {
         target = good(&node_of);
         for _ in 0..self.nodes {
             let worst = fullest(&nodes);
-            if nodes[worst].1 <= target {
+            // The same search would end the same.
+            if nodes[worst].1 <= target || searched[worst] <= target {
                 break;
             }
+            searched[worst] = target;
             let again = self.solve(&node_of, worst, None, target, self.effort);
             if again.1 >= nodes[worst].1 {
                 break;
@@ -407,15 +413,22 @@ impl Layer<'_> {
     }
 
     /// The largest load of the plain method: groups and replicas packed largest first, with experts twice on a device where it
-    /// comes so, and nothing improved. The search does not stop above it.
-    fn plain(&self) -> f64 {
+    /// comes so, and nothing improved. The search does not stop above it. Nodes are looked at until one is above `enough`.
+    fn plain(&self, enough: f64) -> f64 {
         let node_of = self.pack_largest_first();
-        let loads = (0..self.nodes).map(|node| {
+        let total = self.node_loads(&node_of);
+        let mut order: Vec<usize> = (0..self.nodes).collect();
+        order.sort_by(|&a, &b| total[b].total_cmp(&total[a]).then(a.cmp(&b)));
+        let mut max = 0.0f64;
+        for node in order {
             let weight: Vec<f64> = self.experts_of(&node_of, node).iter().map(|&e| self.weight[e as usize]).collect();
             let pool = Pool { cap: u16::MAX, ..Pool::new(&weight, self.devices, self.slots) };
-            pool.fill(vec![search::EMPTY; self.devices * self.slots]).max()
-        });
-        loads.fold(0.0, f64::max)
+            max = max.max(pool.fill(vec![search::EMPTY; self.devices * self.slots]).max());
+            if max > enough {
+                break;
+            }
+        }
+        max
     }
 
     /// The node of every group, equally many on each: packed, then improved by exchanges between the fullest node and others.

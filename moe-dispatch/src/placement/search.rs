@@ -3,11 +3,20 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use v3_numerics::cpu::Isa;
+use v3_numerics::simd::{Kernel, Simd, dispatch};
+
 /// A slot without an expert.
 pub(super) const EMPTY: u32 = u32::MAX;
 
 /// Candidate exchanges looked at per shake-up, on average, before the search gives up: bounds the time on huge pools.
 const WORK_PER_SHAKE: u64 = 1 << 17;
+
+/// Slots of a device up to which two are exchanged for two.
+const FEW_SLOTS: usize = 8;
+
+/// What exchanges have brought to more than this many times the best largest load is not searched further: it is rarely what becomes the best.
+const HOPELESS: f64 = 1.001;
 
 /// `devices` devices of `slots` slots each, for the experts with loads `weight`.
 pub(super) struct Pool<'a> {
@@ -16,19 +25,44 @@ pub(super) struct Pool<'a> {
     pub(super) slots: usize,
     /// How often an expert may be on one device.
     pub(super) cap: u16,
+    pub(super) isa: Isa,
 }
 
 /// An assignment: expert by slot, with what follows from it.
-#[derive(Clone)]
 pub(super) struct State {
     /// `[devices, slots]`
     pub(super) expert: Vec<u32>,
     /// `[experts]`
     count: Vec<u32>,
-    /// `[devices, experts]`: how often an expert is on a device.
+    /// `[experts, devices]`: how often an expert is on a device.
     has: Vec<u16>,
     /// `[devices]`
     load: Vec<f64>,
+    /// `[experts]`: the load of each replica, and what it were with one more and with one less.
+    share: Vec<Share>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Share {
+    now: f64,
+    more: f64,
+    less: f64,
+}
+
+impl Clone for State {
+    fn clone(&self) -> Self {
+        let State { expert, count, has, load, share } = self;
+        State { expert: expert.clone(), count: count.clone(), has: has.clone(), load: load.clone(), share: share.clone() }
+    }
+
+    /// Without new memory.
+    fn clone_from(&mut self, from: &Self) {
+        self.expert.clone_from(&from.expert);
+        self.count.clone_from(&from.count);
+        self.has.clone_from(&from.has);
+        self.load.clone_from(&from.load);
+        self.share.clone_from(&from.share);
+    }
 }
 
 impl State {
@@ -67,7 +101,7 @@ impl Mixer {
 impl<'a> Pool<'a> {
     /// A pool in which an expert is once on a device, unless a device has more slots than there are experts.
     pub(super) fn new(weight: &'a [f64], devices: usize, slots: usize) -> Self {
-        Self { weight, devices, slots, cap: slots.div_ceil(weight.len()) as u16 }
+        Self { weight, devices, slots, cap: slots.div_ceil(weight.len()) as u16, isa: Isa::detect() }
     }
 
     fn experts(&self) -> usize {
@@ -79,7 +113,13 @@ impl<'a> Pool<'a> {
     }
 
     fn share(&self, state: &State, expert: usize) -> f64 {
-        self.weight[expert] / f64::from(state.count[expert])
+        state.share[expert].now
+    }
+
+    /// To be called when the number of an expert's replicas has changed.
+    fn recount(&self, state: &mut State, expert: usize) {
+        let (weight, count) = (self.weight[expert], f64::from(state.count[expert]));
+        state.share[expert] = Share { now: weight / count, more: weight / (count + 1.0), less: weight / (count - 1.0) };
     }
 
     /// Completes a partial assignment ([`EMPTY`] slots; all of them for a fresh start), first dropping what breaks the cap
@@ -90,7 +130,7 @@ impl<'a> Pool<'a> {
         let mut count = vec![0u32; n];
         let mut has = vec![0u16; self.devices * n];
         for (i, e) in expert.iter_mut().enumerate().filter(|(_, e)| **e != EMPTY) {
-            let on_device = &mut has[i / slots * n + *e as usize];
+            let on_device = &mut has[*e as usize * self.devices + i / slots];
             if *on_device == cap {
                 *e = EMPTY;
             } else {
@@ -106,7 +146,7 @@ impl<'a> Pool<'a> {
             let Some(i) = spare.min_by(|a, b| loss(a).total_cmp(&loss(b))) else { break };
             let e = std::mem::replace(&mut expert[i], EMPTY) as usize;
             count[e] -= 1;
-            has[i / slots * n + e] -= 1;
+            has[e * self.devices + i / slots] -= 1;
             empty += 1;
         }
         let placed = count.clone();
@@ -120,14 +160,15 @@ impl<'a> Pool<'a> {
                 heap.push(self.wish(e, count[e]));
             }
         }
-        let mut state = State { expert, count, has, load: vec![0.0; self.devices] };
+        let mut state = State { expert, count, has, load: vec![0.0; self.devices], share: vec![Share::default(); n] };
+        (0..n).for_each(|e| self.recount(&mut state, e));
         (0..self.devices).for_each(|d| self.reload(&mut state, d));
         let mut todo: Vec<usize> = (0..n).flat_map(|e| (placed[e]..state.count[e]).map(move |_| e)).collect();
         todo.sort_by(|&a, &b| self.share(&state, b).total_cmp(&self.share(&state, a)).then(a.cmp(&b)));
         let mut room: Vec<usize> = state.expert.chunks(slots).map(|c| c.iter().filter(|&&e| e == EMPTY).count()).collect();
         for x in todo {
             let open = (0..self.devices).filter(|&d| room[d] > 0);
-            let fits = open.clone().filter(|&d| state.has[d * n + x] < cap);
+            let fits = open.clone().filter(|&d| state.has[x * self.devices + d] < cap);
             let least = |a: &usize, b: &usize| state.load[*a].total_cmp(&state.load[*b]);
             if let Some(d) = fits.min_by(least) {
                 self.put(&mut state, d, x);
@@ -149,7 +190,7 @@ impl<'a> Pool<'a> {
         let slots = &mut state.expert[device * self.slots..][..self.slots];
         if let Some(slot) = slots.iter_mut().find(|e| **e == EMPTY) {
             *slot = x as u32;
-            state.has[device * self.experts() + x] += 1;
+            state.has[x * self.devices + device] += 1;
             self.reload(state, device);
         }
     }
@@ -158,12 +199,12 @@ impl<'a> Pool<'a> {
     /// for `x` exists, or there would be more replicas than `most`; if it has no room itself it holds, counted with
     /// repetition, more of the others than `a`, so one of them may move.
     fn put_by_exchange(&self, state: &mut State, a: usize, x: usize) {
-        let (n, cap) = (self.experts(), self.cap);
+        let cap = self.cap;
         let mut best: Option<(f64, usize, u32)> = None;
-        for b in (0..self.devices).filter(|&b| state.has[b * n + x] < cap) {
+        for b in (0..self.devices).filter(|&b| state.has[x * self.devices + b] < cap) {
             for i in b * self.slots..(b + 1) * self.slots {
                 let y = state.expert[i];
-                if y == EMPTY || y as usize == x || state.has[a * n + y as usize] >= cap {
+                if y == EMPTY || y as usize == x || state.has[y as usize * self.devices + a] >= cap {
                     continue;
                 }
                 let (px, py) = (self.share(state, x), self.share(state, y as usize));
@@ -175,8 +216,8 @@ impl<'a> Pool<'a> {
         }
         if let Some((_, i, y)) = best {
             let b = i / self.slots;
-            state.has[b * n + y as usize] -= 1;
-            state.has[b * n + x] += 1;
+            state.has[y as usize * self.devices + b] -= 1;
+            state.has[x * self.devices + b] += 1;
             state.expert[i] = x as u32;
             self.reload(state, b);
             self.put(state, a, y as usize);
@@ -199,7 +240,7 @@ impl<'a> Pool<'a> {
     pub(super) fn improve(&self, state: State, target: f64, effort: usize) -> State {
         let mut work = effort as u64 * WORK_PER_SHAKE;
         let mut best = state;
-        self.descend(&mut best, target, &mut work);
+        self.descend(&mut best, target, f64::INFINITY, &mut work);
         if self.devices == 1 {
             return best;
         }
@@ -210,45 +251,50 @@ impl<'a> Pool<'a> {
                 break;
             }
             self.shake(&mut current, &mut mixer);
-            self.descend(&mut current, target, &mut work);
+            self.descend(&mut current, target, best.max() * HOPELESS, &mut work);
             if current.max() < best.max() - self.noise() {
-                best = current.clone();
-            } else if current.max() > best.max() * 1.002 {
-                current = best.clone();
+                best.clone_from(&current);
+            } else if current.max() > best.max() {
+                // Answers as good as the best are other places to start from.
+                current.clone_from(&best);
             }
         }
         best
     }
 
-    /// Steps that lower the load of the fullest device, the best one each time, until there is none.
-    fn descend(&self, state: &mut State, target: f64, work: &mut u64) {
-        while *work > 0 && state.max() > target {
-            if let Some((i, j)) = self.best_exchange(state, work) {
-                self.exchange(state, i, j);
-            } else if let Some(change) = self.best_change(state, work) {
-                self.change(state, &change);
-            } else {
-                break;
-            }
-        }
+    /// Steps that lower the load of the fullest device, the best one each time, until there is none; exchanges only where they leave
+    /// the largest load above `hopeless`.
+    fn descend(&self, state: &mut State, target: f64, hopeless: f64, work: &mut u64) {
+        dispatch(self.isa, Descent { pool: self, state, target, hopeless, work });
     }
 
+    #[inline(always)]
     fn may_exchange(&self, state: &State, i: usize, j: usize) -> bool {
-        let (n, cap) = (self.experts(), self.cap);
+        let cap = self.cap;
         let (a, b) = (i / self.slots, j / self.slots);
         let (x, y) = (state.expert[i] as usize, state.expert[j] as usize);
-        a != b && x != y && state.has[a * n + y] < cap && state.has[b * n + x] < cap
+        a != b && x != y && state.has[y * self.devices + a] < cap && state.has[x * self.devices + b] < cap
     }
 
     /// The exchange of a slot of the fullest device with one of another device that leaves the larger of the two loads
     /// smallest, if that is smaller than now.
+    #[inline(always)]
     fn best_exchange(&self, state: &State, work: &mut u64) -> Option<(usize, usize)> {
         let (a, slots) = (state.fullest(), self.slots);
         let mut best = None;
         let mut lowest = state.load[a] - self.noise();
+        let mut theirs = Vec::with_capacity(slots);
         for b in (0..self.devices).filter(|&b| b != a) {
+            if !promises(state.load[a], state.load[b], lowest) {
+                continue;
+            }
+            theirs.clear();
+            theirs.extend(state.expert[b * slots..][..slots].iter().map(|&e| self.share(state, e as usize)));
             for i in a * slots..(a + 1) * slots {
                 let px = self.share(state, state.expert[i] as usize);
+                if !any_below(state.load[a], state.load[b], px, &theirs, lowest) {
+                    continue;
+                }
                 for j in b * slots..(b + 1) * slots {
                     let delta = px - self.share(state, state.expert[j] as usize);
                     let high = (state.load[a] - delta).max(state.load[b] + delta);
@@ -262,14 +308,58 @@ impl<'a> Pool<'a> {
         best
     }
 
+    /// As [`best_exchange`](Pool::best_exchange), two slots for two: with few slots on a device the single ones are few, and far apart.
+    #[inline(always)]
+    fn best_double_exchange(&self, state: &State, work: &mut u64) -> Option<[(usize, usize); 2]> {
+        let (a, slots) = (state.fullest(), self.slots);
+        if self.cap > 1 || !(2..=FEW_SLOTS).contains(&slots) {
+            return None;
+        }
+        const PAIRS: usize = FEW_SLOTS * (FEW_SLOTS - 1) / 2;
+        // The pairs of slots of a device, and their loads.
+        let pairs = |device: usize, loads: &mut [f64; PAIRS], places: &mut [(usize, usize); PAIRS]| {
+            let slots = device * slots..(device + 1) * slots;
+            let both = slots.clone().flat_map(|i| (i + 1..slots.end).map(move |j| (i, j)));
+            let share = |slot: usize| self.share(state, state.expert[slot] as usize);
+            let to = loads.iter_mut().zip(places);
+            both.zip(to).map(|(pair, (load, place))| (*load, *place) = (share(pair.0) + share(pair.1), pair)).count()
+        };
+        let (mut own, mut own_places) = ([0.0; PAIRS], [(0, 0); PAIRS]);
+        let (mut theirs, mut their_places) = (own, own_places);
+        let count = pairs(a, &mut own, &mut own_places);
+        let mut best = None;
+        let load_a = state.load[a];
+        let mut lowest = load_a - self.noise();
+        for b in (0..self.devices).filter(|&b| b != a) {
+            let load_b = state.load[b];
+            if !promises(load_a, load_b, lowest) {
+                continue;
+            }
+            pairs(b, &mut theirs, &mut their_places);
+            for (&px, &(i, j)) in own[..count].iter().zip(&own_places) {
+                if !any_below(load_a, load_b, px, &theirs[..count], lowest) {
+                    continue;
+                }
+                for (&py, &(k, l)) in theirs[..count].iter().zip(&their_places) {
+                    let delta = px - py;
+                    let high = (load_a - delta).max(load_b + delta);
+                    if high < lowest && self.may_exchange(state, i, k) && self.may_exchange(state, j, l) {
+                        (lowest, best) = (high, Some([(i, k), (j, l)]));
+                    }
+                }
+            }
+        }
+        *work = work.saturating_sub((self.devices * count * count) as u64);
+        best
+    }
+
     fn exchange(&self, state: &mut State, i: usize, j: usize) {
-        let n = self.experts();
         let (a, b) = (i / self.slots, j / self.slots);
         let (x, y) = (state.expert[i] as usize, state.expert[j] as usize);
-        state.has[a * n + x] -= 1;
-        state.has[b * n + x] += 1;
-        state.has[b * n + y] -= 1;
-        state.has[a * n + y] += 1;
+        state.has[x * self.devices + a] -= 1;
+        state.has[x * self.devices + b] += 1;
+        state.has[y * self.devices + b] -= 1;
+        state.has[y * self.devices + a] += 1;
         state.expert.swap(i, j);
         self.reload(state, a);
         self.reload(state, b);
@@ -277,69 +367,82 @@ impl<'a> Pool<'a> {
 
     /// The best replica to hand from one expert to another: a slot of the fullest device to anyone, or any slot to an
     /// expert of the fullest device. It must lower the largest load, or leave it and lower the sum of squares.
+    #[inline(always)]
     fn best_change(&self, state: &State, work: &mut u64) -> Option<Change> {
         let (a, slots) = (state.fullest(), self.slots);
         let noise = self.noise();
         let (max, squares) = (state.load[a], state.sum_squares());
         let mut best = None;
         let mut lowest = (max, squares);
-        let mut consider = |slot: usize, to: usize| {
-            if !self.may_change(state, slot, to) {
-                return;
+        // Only what has another replica can lose one.
+        let spare = |slot: &usize| state.count[state.expert[*slot] as usize] > 1;
+        let own = a * slots..(a + 1) * slots;
+        for slot in own.clone().chain(0..own.start).chain(own.end..state.expert.len()).filter(spare) {
+            let candidates = if own.contains(&slot) { self.experts() } else { slots };
+            for candidate in 0..candidates {
+                let to = if own.contains(&slot) { candidate } else { state.expert[own.start + candidate] as usize };
+                if !self.may_change(state, slot, to) {
+                    continue;
+                }
+                let Some((high, sum)) = self.after_change(state, slot, to, a, lowest.0) else { continue };
+                let lower = high < max - noise || (high <= max && sum < squares * (1.0 - 1e-12));
+                if lower && (high < lowest.0 || (high == lowest.0 && sum < lowest.1)) {
+                    lowest = (high, sum);
+                    best = Some(Change { slot, to });
+                }
             }
-            let (high, sum) = self.after_change(state, slot, to);
-            let lower = high < max - noise || (high <= max && sum < squares * (1.0 - 1e-12));
-            if lower && (high < lowest.0 || (high == lowest.0 && sum < lowest.1)) {
-                lowest = (high, sum);
-                best = Some(Change { slot, to });
-            }
-        };
-        for slot in a * slots..(a + 1) * slots {
-            (0..self.experts()).for_each(|x| consider(slot, x));
-        }
-        for slot in (0..state.expert.len()).filter(|s| s / slots != a) {
-            state.expert[a * slots..][..slots].iter().for_each(|&x| consider(slot, x as usize));
         }
         let looked_at = slots * self.experts() + state.expert.len() * slots;
         *work = work.saturating_sub((looked_at * self.devices) as u64 / 8);
         best
     }
 
+    #[inline(always)]
     fn may_change(&self, state: &State, slot: usize, x: usize) -> bool {
         let y = state.expert[slot] as usize;
         let device = slot / self.slots;
-        x != y && state.count[y] > 1 && state.count[x] < self.most() && state.has[device * self.experts() + x] < self.cap
+        x != y && state.count[y] > 1 && state.count[x] < self.most() && state.has[x * self.devices + device] < self.cap
     }
 
-    /// Largest load and sum of squares after a change.
-    fn after_change(&self, state: &State, slot: usize, x: usize) -> (f64, f64) {
-        let n = self.experts();
+    /// Largest load and sum of squares after a change; `None` when a load, that of device `first` looked at first, were above `limit`.
+    #[inline(always)]
+    fn after_change(&self, state: &State, slot: usize, x: usize, first: usize, limit: f64) -> Option<(f64, f64)> {
         let (y, device) = (state.expert[slot] as usize, slot / self.slots);
-        let px = self.weight[x] / f64::from(state.count[x] + 1);
-        let py = self.weight[y] / f64::from(state.count[y] - 1);
+        let (px, py) = (state.share[x].more, state.share[y].less);
         let (dx, dy) = (px - self.share(state, x), py - self.share(state, y));
+        let has = |expert: usize| &state.has[expert * self.devices..][..self.devices];
+        let (has_x, has_y) = (has(x), has(y));
+        let on_others = |load: f64, x: u16, y: u16| load + dx * f64::from(x) + dy * f64::from(y);
+        let after = |d: usize| on_others(state.load[d], has_x[d], has_y[d]) + if d == device { px - py } else { 0.0 };
+        if after(first) > limit || after(device) > limit {
+            return None;
+        }
+        // Without a branch: several at a time. What the device of the slot has been found to have is not above.
+        let loads = || state.load.iter().zip(has_x).zip(has_y).map(|((&load, &x), &y)| on_others(load, x, y));
+        let above = loads().enumerate().fold(false, |above, (d, load)| above | ((load > limit) & (d != device)));
+        if above {
+            return None;
+        }
         let (mut max, mut squares) = (0.0f64, 0.0f64);
-        for (d, &load) in state.load.iter().enumerate() {
-            let mut load = load + dx * f64::from(state.has[d * n + x]) + dy * f64::from(state.has[d * n + y]);
-            if d == device {
-                load += px - py;
-            }
+        for d in 0..self.devices {
+            let load = after(d);
             max = if load > max { load } else { max };
             squares += load * load;
         }
-        (max, squares)
+        Some((max, squares))
     }
 
     fn change(&self, state: &mut State, change: &Change) {
-        let n = self.experts();
         let (x, y, device) = (change.to, state.expert[change.slot] as usize, change.slot / self.slots);
         state.count[x] += 1;
         state.count[y] -= 1;
-        state.has[device * n + x] += 1;
-        state.has[device * n + y] -= 1;
+        state.has[x * self.devices + device] += 1;
+        state.has[y * self.devices + device] -= 1;
         state.expert[change.slot] = x as u32;
+        self.recount(state, x);
+        self.recount(state, y);
         for d in 0..self.devices {
-            if state.has[d * n + x] > 0 || state.has[d * n + y] > 0 {
+            if state.has[x * self.devices + d] > 0 || state.has[y * self.devices + d] > 0 {
                 self.reload(state, d);
             }
         }
@@ -363,6 +466,53 @@ impl<'a> Pool<'a> {
             }
         }
     }
+}
+
+/// [`Pool::descend`]: its loops over loads are compiled for wide vectors where the processor has them.
+struct Descent<'a, 'b> {
+    pool: &'a Pool<'b>,
+    state: &'a mut State,
+    target: f64,
+    hopeless: f64,
+    work: &'a mut u64,
+}
+
+impl Kernel for Descent<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Descent { pool, state, target, hopeless, work } = self;
+        while *work > 0 && state.max() > target {
+            if let Some((i, j)) = pool.best_exchange(state, work) {
+                pool.exchange(state, i, j);
+            } else if let Some([(i, j), (k, l)]) = pool.best_double_exchange(state, work) {
+                pool.exchange(state, i, j);
+                pool.exchange(state, k, l);
+            } else if state.max() > hopeless {
+                break;
+            } else if let Some(change) = pool.best_change(state, work) {
+                pool.change(state, &change);
+            } else {
+                break;
+            }
+        }
+    }
+}
+
+/// Whether moving `px` from a device of load `a` to one of load `b`, for one of `others`, leaves both below `lowest`: most have none, which is
+/// found without a branch for each.
+#[inline(always)]
+fn any_below(a: f64, b: f64, px: f64, others: &[f64], lowest: f64) -> bool {
+    others.iter().fold(false, |any, py| {
+        let delta = px - py;
+        any | ((a - delta < lowest) & (b + delta < lowest))
+    })
+}
+
+/// Whether an exchange between devices of these loads may leave both below `lowest`: their mean is not above, but for rounding.
+fn promises(a: f64, b: f64, lowest: f64) -> bool {
+    0.5 * (a + b) <= lowest * (1.0 + 1e-12)
 }
 
 /// A finite load, ordered.
