@@ -200,6 +200,30 @@ fn a_killed_rank_ends_the_job_and_leaves_no_half_checkpoint() {
 }
 
 #[test]
+fn a_rank_that_fails_says_what_it_was_doing_and_ends_the_job() {
+    let _alone = alone();
+    let dir = workplace();
+    let grid = ["--pipeline", "2", "--expert-parallel", "2", "--save-every", "200", "--out", "run"];
+    let args = [&TRAIN[..], &grid, &["--steps", "100000", "--ranks", "mpi"]].concat();
+    let mut child = mpirun(&dir.0, 4, &args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
+    let began = Instant::now();
+    while metrics(&dir.join("run")).is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(40), "no step");
+        assert_eq!(child.try_wait().expect("asked"), None, "it ended by itself");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // Rank 0 cannot save into a file; the others wait for it.
+    std::fs::write(dir.join("run/checkpoint"), "").expect("written");
+    let output = child.wait_with_output().expect("waited for");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let said =
+        |line: &str| line.starts_with("rank 0 failed in ") && line.contains("run/checkpoint: expected a directory or nothing");
+    assert!(text.lines().any(said), "{text}");
+    assert_eq!(ranks(&dir.0), [], "processes are left");
+}
+
+#[test]
 fn a_stopped_rank_is_reported_by_the_others_and_the_job_ends() {
     let _alone = alone();
     let dir = workplace();
