@@ -173,6 +173,15 @@ impl Device {
         self.driver().synchronize()
     }
 
+    /// Calls `body` while this device's context is the current one of the calling thread, for libraries that look there. The thread gets back the
+    /// one that it had, even when `body` panics. On the emulator there is no such thing, and `body` is called.
+    pub fn with_current<R>(&self, body: impl FnOnce() -> R) -> Result<R> {
+        let (mut body, mut result) = (Some(body), None);
+        self.driver().with_current(&mut || result = body.take().map(|body| body()))?;
+        // Every driver calls it once.
+        result.ok_or_else(|| Error::Unsupported { what: "calling a function with this device current".into() })
+    }
+
     /// A new stream.
     pub fn stream(&self) -> Result<Stream> {
         Stream::new(self)

@@ -15,6 +15,11 @@ pub(crate) trait Driver: Send + Sync + std::fmt::Debug {
     fn info(&self) -> Result<DeviceInfo>;
     /// Waits for everything on the device.
     fn synchronize(&self) -> Result<()>;
+    /// Calls `body` while the context is the current one of this thread, where there are such things.
+    fn with_current(&self, body: &mut dyn FnMut()) -> Result<()> {
+        body();
+        Ok(())
+    }
 
     fn alloc(&self, bytes: u64, stream: Handle) -> Result<u64>;
     fn free(&self, address: u64, stream: Handle) -> Result<()>;

@@ -94,6 +94,8 @@ mod link;
 mod lock;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 mod state;
 mod threads;
 pub mod transport;

@@ -223,6 +223,12 @@ impl Driver for Cuda {
         })
     }
 
+    fn with_current(&self, body: &mut dyn FnMut()) -> Result<()> {
+        let _current = self.current()?;
+        body();
+        Ok(())
+    }
+
     fn synchronize(&self) -> Result<()> {
         let _current = self.current()?;
         // SAFETY: nothing is passed.

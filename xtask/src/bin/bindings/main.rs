@@ -1,14 +1,14 @@
-//! Writes what support/gpu knows of the CUDA driver; `cargo xtask bindings` starts it with headers and libclang.
+//! Writes what support/gpu knows of the CUDA driver and support/ranks of NCCL; `cargo xtask bindings` starts it with headers and libclang.
 //!
 //! - csrc/driver_functions.h: the functions that `cust_raw` declares, which csrc/driver_stub.c defines.
 //! - src/sys.rs: types and function pointers of the driver functions that v3-gpu calls itself, from the headers of the
 //!   pinned toolkit. `cust_raw` declares CUDA 11.4, which knows neither tensor maps nor clusters, and its enums have no room
 //!   for the values of a newer driver.
+//! - support/ranks/src/nccl/sys.rs: types and function pointers of the NCCL functions that v3-ranks calls.
 
-use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use xtask::args::{Failure, Parsed};
-use xtask::workspace::{self, io, relative, text};
+use xtask::workspace::{self, io, text};
 
 /// The functions, each with the CUDA version that gave it the signature we call. The header names their types
 /// `PFN_<name>_v<version>`.
@@ -92,6 +92,23 @@ const EXTRA_ITEMS: [&str; 9] = [
     "CUlaunchAttribute.*",
 ];
 
+/// The functions of NCCL; the header declares them without a type for their pointers.
+const NCCL_FUNCTIONS: [&str; 13] = [
+    "ncclCommAbort",
+    "ncclCommCount",
+    "ncclCommDestroy",
+    "ncclCommGetAsyncError",
+    "ncclCommInitRank",
+    "ncclGetErrorString",
+    "ncclGetLastError",
+    "ncclGetUniqueId",
+    "ncclGetVersion",
+    "ncclGroupEnd",
+    "ncclGroupStart",
+    "ncclRecv",
+    "ncclSend",
+];
+
 fn main() -> ExitCode {
     match run(&std::env::args().skip(1).collect::<Vec<_>>()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -103,10 +120,15 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &[String]) -> Result<(), Failure> {
-    let parsed = Parsed::new(args, &["--include"], &["--check"])?;
+    let parsed = Parsed::new(args, &["--include", "--nccl"], &["--check"])?;
     parsed.at_most(0)?;
     let include = parsed.value("--include").ok_or_else(|| Failure::usage("--include: where is cuda.h?".into()))?;
-    let files = [("support/gpu/csrc/driver_functions.h", stub_functions()?), ("support/gpu/src/sys.rs", sys(include)?)];
+    let nccl = parsed.value("--nccl").ok_or_else(|| Failure::usage("--nccl: where is nccl.h?".into()))?;
+    let files = [
+        ("support/gpu/csrc/driver_functions.h", stub_functions()?),
+        ("support/gpu/src/sys.rs", sys(include)?),
+        ("support/ranks/src/nccl/sys.rs", nccl_sys(include, nccl)?),
+    ];
     let mut stale = vec![];
     for (name, made) in files {
         let path = workspace::root().join(name);
@@ -163,17 +185,17 @@ fn functions(source: &str) -> Vec<String> {
     names
 }
 
-/// src/sys.rs.
-fn sys(include: &str) -> Result<String, Failure> {
+/// A builder for a header of these lines, found in these folders.
+fn builder(name: &str, header: &str, include: &[&str]) -> Result<bindgen::Builder, Failure> {
     // A compiler's own headers (stddef.h) do not come with libclang; those of the C compiler do as well.
     let own = Command::new("cc").arg("-print-file-name=include").output();
     let own = own.map_err(|e| Failure::task(format!("cc: {e}")))?;
     let own = String::from_utf8_lossy(&own.stdout).trim().to_string();
     let rust = bindgen::RustTarget::stable(85, 0).map_err(|_| Failure::task("bindgen does not know Rust 1.85".into()))?;
-    let mut builder = bindgen::Builder::default()
-        .header_contents("driver.h", "#include <cuda.h>\n#include <cudaTypedefs.h>\n")
-        .clang_args([format!("-I{include}"), format!("-isystem{own}")])
-        .allowlist_type(FINDER)
+    Ok(bindgen::Builder::default()
+        .header_contents(name, header)
+        .clang_args(include.iter().map(|folder| format!("-I{folder}")))
+        .clang_arg(format!("-isystem{own}"))
         .default_enum_style(bindgen::EnumVariation::NewType { is_bitfield: false, is_global: false })
         .generate_comments(false)
         .size_t_is_usize(true)
@@ -181,7 +203,68 @@ fn sys(include: &str) -> Result<String, Failure> {
         .disable_header_comment()
         .formatter(bindgen::Formatter::None)
         .rust_target(rust)
-        .rust_edition(bindgen::RustEdition::Edition2024);
+        .rust_edition(bindgen::RustEdition::Edition2024))
+}
+
+/// support/ranks/src/nccl/sys.rs.
+fn nccl_sys(include: &str, nccl: &str) -> Result<String, Failure> {
+    // What the functions are called by: a pointer type each, named as cudaTypedefs.h names those of the driver.
+    let mut header = String::from("#include <nccl.h>\n");
+    for name in NCCL_FUNCTIONS {
+        header.push_str(&format!("typedef __typeof__(&{name}) PFN_{name};\n"));
+    }
+    let mut builder = builder("communicator.h", &header, &[include, nccl])?.allowlist_type("ncclDataType_t");
+    builder = builder.allowlist_var("NCCL_VERSION_CODE");
+    for name in NCCL_FUNCTIONS {
+        builder = builder.allowlist_type(format!("PFN_{name}"));
+    }
+    let made = builder.generate().map_err(|e| Failure::task(format!("bindgen: {e}")))?.to_string();
+    let fields: String = NCCL_FUNCTIONS.iter().map(|name| format!("    pub {name}: PFN_{name},\n")).collect();
+    let values: String = NCCL_FUNCTIONS.iter().map(|name| format!("{name}: pointer(find(c\"{name}\")),\n")).collect();
+    let text = TABLE.replace("{fields}", &fields).replace("{values}", &values);
+    format(&format!("{NCCL_HEAD}{made}\n{text}"))
+}
+
+const NCCL_HEAD: &str = "\
+//! @generated by `cargo xtask bindings` from nccl.h of NCCL 2.27.
+//!
+//! Types, constants and function pointers of NCCL, as far as this crate uses them.
+
+// The names, the layout and the derived traits are those of the header, whose documentation describes them.
+#![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, dead_code, unused_imports, clippy::all)]
+
+";
+
+/// The struct that holds the functions of NCCL, and what fills it.
+const TABLE: &str = "
+/// Functions of the library; those that it lacks are `None`.
+#[derive(Debug, Clone, Copy)]
+pub struct Functions {
+{fields}}
+
+impl Functions {
+    /// Asks `find` for each function by its name.
+    ///
+    /// # Safety
+    /// What `find` returns is null or that function of NCCL.
+    pub unsafe fn find(mut find: impl FnMut(&core::ffi::CStr) -> *mut core::ffi::c_void) -> Functions {
+        /// # Safety
+        /// `F` is an `Option` of a function pointer, and `pointer` is null or such a function.
+        unsafe fn pointer<F: Copy>(pointer: *mut core::ffi::c_void) -> F {
+            const { assert!(size_of::<F>() == size_of::<*mut core::ffi::c_void>()) };
+            // SAFETY: an `Option` of a function pointer has the layout of a pointer, and null is `None`.
+            unsafe { core::mem::transmute_copy(&pointer) }
+        }
+        // SAFETY: the caller vouches for what `find` returns; each field's type is that of the function asked for.
+        unsafe { Functions { {values} } }
+    }
+}
+";
+
+/// src/sys.rs.
+fn sys(include: &str) -> Result<String, Failure> {
+    let header = "#include <cuda.h>\n#include <cudaTypedefs.h>\n";
+    let mut builder = builder("driver.h", header, &[include])?.allowlist_type(FINDER);
     for item in EXTRA_ITEMS {
         builder = builder.allowlist_type(item).allowlist_var(item);
     }
@@ -251,6 +334,7 @@ fn format(text: &str) -> Result<String, Failure> {
         .arg(workspace::root().join("rustfmt.toml"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .map_err(failure)?;
     if let Some(mut stdin) = rustfmt.stdin.take() {
@@ -260,8 +344,8 @@ fn format(text: &str) -> Result<String, Failure> {
     match output.status.success() {
         true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         false => Err(Failure::task(format!(
-            "rustfmt could not read what was made for {}",
-            relative(Path::new("support/gpu/src/sys.rs"))
+            "rustfmt could not read what was made: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
         ))),
     }
 }
