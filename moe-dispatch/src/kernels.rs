@@ -9,6 +9,9 @@ use crate::cpu::{Element, RowMap};
 /// Elements that one thread handles at a time, about.
 const ELEMENTS_PER_ITEM: usize = 1 << 16;
 
+/// Elements of a row below which the order of rows in memory decides.
+const SHORT_ROW: usize = 2048;
+
 /// Rows that one thread handles at a time; a function of the row length alone.
 pub(crate) fn rows_per_item(row_len: usize) -> usize {
     (ELEMENTS_PER_ITEM / row_len.max(1)).max(1)
@@ -69,17 +72,25 @@ pub(crate) fn weighted_rows<W: Element>(rows: &WeightedRows<'_, W>, d_rows: &mut
     let (d_rows, products) = (SharedRows::new(d_rows), SharedRows::new(products));
     let (isa, row_len) = (Isa::detect(), rows.row_len);
     let count = rows.dy.len() / row_len;
+    // The expert row in the upper half, the row of dy in the lower.
+    let mut pairs: Vec<u64> = Vec::with_capacity(count);
+    for row in 0..count {
+        pairs.extend(rows.map.copies(rows.first + row).iter().map(|&place| u64::from(place) << 32 | row as u64));
+    }
+    // Rows that are shorter than what is read ahead come in the order of memory; of long ones it is dy that should be read once.
+    if row_len < SHORT_ROW {
+        pairs.sort_unstable();
+    }
     let per_item = rows_per_item(row_len);
-    par::for_each(count.div_ceil(per_item), |item| {
-        for row in item * per_item..((item + 1) * per_item).min(count) {
-            let dy = row_of(rows.dy, row as u32, row_len);
-            for &place in rows.map.copies(rows.first + row) {
-                // SAFETY: a map has every place once, so no other thread uses that row.
-                let (d_row, product) = unsafe { (d_rows.row(place, row_len), products.row(place, 1)) };
-                let weight = rows.weights[place as usize];
-                let expert_row = rows.expert_rows.map(|rows| row_of(rows, place, row_len));
-                product[0] = dispatch(isa, WeightedRow { dy, expert_row, weight, d_row });
-            }
+    par::for_each(pairs.len().div_ceil(per_item), |item| {
+        for &pair in pairs.iter().skip(item * per_item).take(per_item) {
+            let (place, row) = ((pair >> 32) as u32, pair as u32);
+            let dy = row_of(rows.dy, row, row_len);
+            // SAFETY: a map has every place once, so no other thread uses that row.
+            let (d_row, product) = unsafe { (d_rows.row(place, row_len), products.row(place, 1)) };
+            let weight = rows.weights[place as usize];
+            let expert_row = rows.expert_rows.map(|rows| row_of(rows, place, row_len));
+            product[0] = dispatch(isa, WeightedRow { dy, expert_row, weight, d_row });
         }
     });
 }
