@@ -20,7 +20,7 @@
 //!
 //! Measured: equal to an exact solver on 200 of 200 random problems with at most 3 ranks and 4 micro-batches (in the tests of this module); on the published
 //! grid (`cargo run --release -p dualpipe --example search_grid`), starting from nothing, never behind the best schedule with a name, and 3 % or more ahead on
-//! 22 of 36 points; 4 to 7 s on one core for 8 ranks and 32 micro-batches.
+//! 22 of 36 points; some seconds on one core for 8 ranks and 32 micro-batches.
 //!
 //! # Example
 //!
