@@ -90,13 +90,16 @@ fn processes_give_the_bits_of_threads() {
     let _alone = alone();
     let dir = workplace();
     for (ranks, grid) in [
-        (2, ["--pipeline", "1", "--expert-parallel", "2"]),
-        (2, ["--pipeline", "2", "--expert-parallel", "1"]),
-        (4, ["--pipeline", "2", "--expert-parallel", "2"]),
-        (8, ["--pipeline", "2", "--expert-parallel", "4"]),
+        (2, ["--pipeline", "1", "--expert-parallel", "2", "--overlap", "off"]),
+        (2, ["--pipeline", "2", "--expert-parallel", "1", "--overlap", "off"]),
+        (4, ["--pipeline", "2", "--expert-parallel", "2", "--overlap", "off"]),
+        (4, ["--pipeline", "2", "--expert-parallel", "2", "--overlap", "default"]),
+        (8, ["--pipeline", "2", "--expert-parallel", "4", "--overlap", "default"]),
     ] {
         let args = [&TRAIN[..], &grid, &["--steps", "5", "--save-every", "2"]].concat();
-        with_threads(&dir, &[&args[..], &["--out", "threads"]].concat());
+        // Threads do without overlap: it does not change the bits either.
+        let plain: Vec<&str> = args.iter().map(|&arg| if arg == "default" { "off" } else { arg }).collect();
+        with_threads(&dir, &[&plain[..], &["--out", "threads"]].concat());
         let text = succeeds(&mut mpirun(&dir.0, ranks, &[&args[..], &["--out", "processes", "--ranks", "mpi"]].concat()));
         assert_same(&dir.join("threads"), &dir.join("processes"));
         assert_eq!(metrics(&dir.join("threads")).len(), 5);
@@ -115,7 +118,9 @@ fn what_is_refused_is_said_once() {
     let dir = workplace();
     std::fs::create_dir(dir.join("full")).expect("made");
     std::fs::write(dir.join("full/file"), "").expect("written");
-    let cases: [(&[&str], &str); 5] = [
+    let link = "slow=1us,1GB/s,fast=1us,1GB/s";
+    let cases: [(&[&str], &str); 6] = [
+        (&["--pipeline", "2", "--expert-parallel", "1", "--link", link], "error: --link: expected --ranks threads beside it"),
         (
             &["--pipeline", "2", "--expert-parallel", "2"],
             "error: mpirun -np: expected 4, pipeline 2 times expert-parallel 2, found 2",
