@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use dualpipe::{Component, ExecuteError, ExecuteOptions, Half, Overlap, Schedule, Span, StageComponents};
 use moe_dispatch::balance;
-use v3_ranks::Comm;
+use v3_ranks::{Comm, Waits};
 
 use super::optimizer::{Optimizer, OptimizerConfig};
 use crate::config::Config;
@@ -100,6 +100,8 @@ pub struct RankTrainer {
     pub optimizer: Optimizer,
     /// All ranks.
     pub world: Comm,
+    /// What this rank's own thread waited for in the chunks of the last run.
+    pub waits: Waits,
     pipeline: Comm,
     schedule: Schedule,
     expert_rank: usize,
@@ -135,8 +137,8 @@ impl RankTrainer {
         let optimizer = Optimizer::new(optimizer, store.layout(), &world)?;
         let model = RankModel::new(config, grid, rank, settings, store, ep, recipe.mtp_lambda, Packing::Training)?;
         let (_, expert_rank) = grid.coordinates(rank);
-        let (schedule, overlap) = (schedule.clone(), ExecuteOptions::default());
-        Ok(Self { model, optimizer, world, pipeline, schedule, expert_rank, expert_ranks: grid.expert, recipe, overlap })
+        let (schedule, overlap, waits) = (schedule.clone(), ExecuteOptions::default(), Waits::default());
+        Ok(Self { model, optimizer, world, waits, pipeline, schedule, expert_rank, expert_ranks: grid.expert, recipe, overlap })
     }
 
     /// Orders the components of a step. Unless they run one after another, exchanges get a lane of their own. Every rank of the
@@ -212,8 +214,12 @@ impl RankTrainer {
     pub fn run(&mut self, step: u64, batches: &[MicroBatch]) -> Result<(StepOutcome, Vec<Span>)> {
         let chunks = batches.iter().map(|b| self.chunk(b, batches.len())).collect();
         self.model.begin_step(chunks);
+        let before = self.pipeline.waits();
         let spans = dualpipe::execute_with(&self.schedule, &self.pipeline, &mut self.model, step, &self.overlap);
         let spans = spans.map_err(execute_error)?;
+        self.waits = self.pipeline.waits().since(&before);
+        // The losses must not be in the way of other ranks' last exchanges.
+        self.world.barrier()?;
         Ok((self.outcome(batches)?, spans))
     }
 

@@ -1,4 +1,6 @@
 //! A model small enough to take steps in milliseconds, and steps of it on any grid of ranks.
+// Each test program uses a part of it.
+#![allow(dead_code)]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
