@@ -293,7 +293,7 @@ impl RankModel {
     }
 
     fn run_weights(&mut self, stage: usize, micro_batch: usize, kind: ComponentKind, layer: usize) -> Result<()> {
-        let Self { settings, store, grads, stages, chunks, ep, saved, .. } = self;
+        let Self { settings, store, grads, module_embed, stages, chunks, ep, saved, .. } = self;
         let env = settings.env(store, ep);
         let weights = stages.get(&stage).ok_or_else(|| missing(stage))?;
         let chunk = chunks.get(micro_batch).ok_or_else(|| no_chunk(micro_batch))?;
@@ -303,7 +303,15 @@ impl RankModel {
             (ComponentKind::AttentionWeight, Some((block, kept))) => block.attention_weight(&env, kept, grads),
             (ComponentKind::MlpWeight, None) => {
                 let (Some(tail), Some(kept)) = (&weights.tail, saved.tail.take()) else { return Err(out_of_order("head")) };
-                tail.backward_weight(&env, chunk, kept, grads)
+                let apart = tail.embed.clone().filter(|_| !module_embed.is_empty());
+                if let Some(embed) = &apart {
+                    grads[embed.clone()].swap_with_slice(module_embed);
+                }
+                let done = tail.backward_weight(&env, chunk, kept, grads);
+                if let Some(embed) = &apart {
+                    grads[embed.clone()].swap_with_slice(module_embed);
+                }
+                done
             }
             (_, None) => {
                 let embed = weights.embed.as_ref().ok_or_else(|| out_of_order("embedding"))?;

@@ -89,6 +89,9 @@ pub struct RankModel {
     pub report: StepReport,
     /// The largest sum of kept bytes so far, split by kind at that moment.
     pub peak: ActivationBytes,
+    /// Where the modules' gradient of the embedding is summed while another stage of this rank sums its own: chunks of different
+    /// stages may do their weights in any order. Empty where one stage has both, or there are no modules.
+    pub(crate) module_embed: Vec<f32>,
     /// What the components of this step took.
     pub records: Vec<Record>,
     /// What each computing component takes, for a world under the virtual clock.
@@ -134,6 +137,9 @@ impl RankModel {
             stages.insert(stage, StageWeights { first_layer, components, embed, blocks, tail: tail.transpose()? });
         }
         let grads = if packing == Packing::Training { vec![0.0; store.weights.len()] } else { Vec::new() };
+        let tails = stages.iter().filter_map(|(&stage, weights)| Some((stage, weights.tail.as_ref()?.embed.as_ref()?)));
+        let apart = tails.filter(|(stage, _)| *stage != 0 && stages.contains_key(&0)).map(|(_, embed)| embed.len());
+        let apart = if grads.is_empty() { 0 } else { apart.sum() };
         Ok(Self {
             config: config.clone(),
             settings,
@@ -143,6 +149,7 @@ impl RankModel {
             chunks: Vec::new(),
             report: StepReport::default(),
             peak: ActivationBytes::default(),
+            module_embed: vec![0.0; apart],
             records: Vec::new(),
             costs: None,
             lane: None,
@@ -173,12 +180,28 @@ impl RankModel {
     pub fn begin_step(&mut self, chunks: Vec<Chunk>) {
         self.chunks = chunks;
         self.grads.fill(0.0);
+        self.module_embed.fill(0.0);
         self.report = StepReport::default();
         self.records.clear();
         self.saved.clear();
         self.forwards.clear();
         self.backwards.clear();
         self.kept.clear();
+    }
+
+    /// Bytes of gradients.
+    pub fn gradient_bytes(&self) -> usize {
+        (self.grads.len() + self.module_embed.len()) * 4
+    }
+
+    /// Ends a step, all of whose chunks are done: gradients are whole.
+    pub fn end_step(&mut self) -> Result<()> {
+        let embed = self.stages.values().find_map(|stage| stage.embed.clone());
+        if let Some(embed) = embed.filter(|_| !self.module_embed.is_empty()) {
+            v3_numerics::ops::add_assign(&mut self.grads[embed], &self.module_embed)?;
+            self.module_embed.fill(0.0);
+        }
+        Ok(())
     }
 
     /// The expert-parallel group.

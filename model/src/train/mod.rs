@@ -359,7 +359,7 @@ impl Job {
         outcome.memory = vec![RankMemory {
             weights: model.store.weights.len() * 4,
             packed: model.packed_bytes(),
-            gradients: model.grads.len() * 4,
+            gradients: model.gradient_bytes(),
             moments: trainer.optimizer.bytes(),
             activations: model.peak,
             ema: ema.as_ref().map(Ema::stats).map_or(0, |s| s.average_bytes + s.staging_bytes),

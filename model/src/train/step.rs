@@ -218,6 +218,7 @@ impl RankTrainer {
         let spans = dualpipe::execute_with(&self.schedule, &self.pipeline, &mut self.model, step, &self.overlap);
         let spans = spans.map_err(execute_error)?;
         self.waits = self.pipeline.waits().since(&before);
+        self.model.end_step()?;
         // The losses must not be in the way of other ranks' last exchanges.
         self.world.barrier()?;
         Ok((self.outcome(batches)?, spans))
