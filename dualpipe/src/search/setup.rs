@@ -104,8 +104,9 @@ impl Setup {
                 });
             }
         }
-        let room: Vec<f64> =
-            problem.parameters(placement).iter().map(|parameters| allowed(problem.memory) - parameters).collect();
+        // Half of what `Problem::fits` forgives, so that sums in another order fit, too.
+        let cap = 0.5 * (problem.memory + allowed(problem.memory));
+        let room: Vec<f64> = problem.parameters(placement).iter().map(|parameters| cap - parameters).collect();
         let counts = [0, 1].map(|d| if d < dirs { placement.chunks(problem.micro_batches, d) } else { 0 });
         let setup = Setup { placement, ranks, dirs, chunks: counts[0].max(counts[1]), counts, places, room, pairs: any_pair };
         let fits = (0..ranks).all(|rank| setup.least(rank) <= setup.room[rank]);
