@@ -46,8 +46,6 @@ pub(crate) struct Exchange {
     /// The next chunk of every list to send.
     chunk: usize,
     sent: bool,
-    /// The own rows before this one have been in a message, if they are in any.
-    packed: usize,
     /// Own rows delivered.
     own: usize,
     streams: Option<Vec<Stream>>,
@@ -57,9 +55,15 @@ fn part(send: &Send, channel: usize) -> &[u32] {
     &send.rows[send.channels[channel] as usize..send.channels[channel + 1] as usize]
 }
 
+/// Some of the rows of a list: those of one message.
+fn chunk_of<'a>(rows: &'a [u32], chunk: usize, options: &PlanOptions) -> &'a [u32] {
+    let rest = rows.get(chunk.saturating_mul(options.chunk_rows)..).unwrap_or(&[]);
+    &rest[..rest.len().min(options.chunk_rows)]
+}
+
 impl Exchange {
     pub fn new(sequence: u64, row_len: usize) -> Self {
-        Exchange { sequence, row_len, chunk: 0, sent: false, packed: 0, own: 0, streams: None }
+        Exchange { sequence, row_len, chunk: 0, sent: false, own: 0, streams: None }
     }
 
     /// Sends the next chunk of every destination and channel in turn; false when there are no more.
@@ -78,10 +82,11 @@ impl Exchange {
         for channel in 0..options.channels {
             for send in sends {
                 let rows = part(send, channel);
-                let Some(rest) = rows.get(self.chunk * options.chunk_rows..).filter(|rest| !rest.is_empty()) else { continue };
-                let rows = &rest[..rest.len().min(options.chunk_rows)];
+                let rows = chunk_of(rows, self.chunk, options);
+                if rows.is_empty() {
+                    continue;
+                }
                 more = true;
-                self.packed = self.packed.max(rows.last().map_or(0, |&row| row as usize + 1));
                 let message = mover.pack(rows)?;
                 counters.add(send.slow, rows.len(), size_of_val(message.as_slice()));
                 comm.send_rows(send.to, tag(Kind::Rows, self.sequence, channel, comm.rank()), message, rows.len())?;
@@ -106,14 +111,21 @@ impl Exchange {
             }
             streams
         });
+        // Own rows to lay out at a time.
+        let piece = plan.options.chunk_rows.max(plan.tokens.div_ceil(8));
         loop {
-            let mut progress = self.send_chunks(comm, &plan.sends, &plan.options, &plan.dispatched, mover)?;
-            // What has just been packed is still in the caches.
-            let packed = self.packed.min(plan.tokens);
-            if progress && self.own < packed {
-                mover.deliver(Arrived::Own(self.own..packed), self.own, &plan.own)?;
-                self.own = packed;
+            // Own rows that the next messages hold are laid out first, but for the first messages: read from memory while their copies are
+            // written, and packed from the caches.
+            if !self.sent && self.chunk > 0 {
+                let lists = plan.sends.iter().flat_map(|send| (0..plan.options.channels).map(|channel| part(send, channel)));
+                let next = lists.filter_map(|rows| chunk_of(rows, self.chunk, &plan.options).last().map(|&row| row as usize + 1));
+                let end = next.max().unwrap_or(0).min(self.own + piece).min(plan.tokens);
+                if self.own < end {
+                    mover.deliver(Arrived::Own(self.own..end), self.own, &plan.own)?;
+                    self.own = end;
+                }
             }
+            let mut progress = self.send_chunks(comm, &plan.sends, &plan.options, &plan.dispatched, mover)?;
             let mut failed = None;
             streams.retain_mut(|stream| {
                 if failed.is_some() {
@@ -138,7 +150,7 @@ impl Exchange {
             }
             if self.own < plan.tokens {
                 // Rows that are here already fill the time in which others travel; a group of one has nothing else to do.
-                let piece = if streams.is_empty() { plan.tokens } else { plan.options.chunk_rows.max(plan.tokens.div_ceil(8)) };
+                let piece = if streams.is_empty() { plan.tokens } else { piece };
                 let range = self.own..(self.own + piece).min(plan.tokens);
                 self.own = range.end;
                 mover.deliver(Arrived::Own(range.clone()), range.start, &plan.own)?;

@@ -1,6 +1,7 @@
 //! Rows into expert-major order and back on one rank, against the definitions, on every instruction set.
 
 use moe_dispatch::cpu::{Element, Local, RowMap};
+use moe_dispatch::plan::MASKED;
 use moe_dispatch::reference::dispatch as reference;
 use moe_dispatch::{Error, Layout, PlanOptions, Routing};
 use proptest::prelude::*;
@@ -142,6 +143,20 @@ fn the_number_of_threads_changes_nothing() {
         })
     };
     assert!(run(1) == run(3));
+}
+
+#[test]
+fn masked_choices_have_no_rows() {
+    let indices = vec![2, MASKED, MASKED, MASKED, 0, 2];
+    let routing = Routing { tokens: 3, top_k: 2, indices, weights: vec![0.5, 9.0, 9.0, 9.0, 0.25, 2.0], scores: vec![] };
+    let local = Local::new(&routing, 3).unwrap();
+    assert_eq!((local.offsets(), local.map().result_rows()), (&[0, 1, 1, 3][..], 3));
+    let mut rows = [0.0f32; 3];
+    local.permute(&[1.0, 2.0, 3.0], 1, &mut rows).unwrap();
+    assert_eq!(rows, [3.0, 1.0, 3.0]);
+    let mut y = [7.0f32; 3];
+    local.combine(&rows, 1, true, &mut y).unwrap();
+    assert_eq!(y, [0.5, 0.0, 6.75]);
 }
 
 #[test]

@@ -41,6 +41,7 @@ pub(crate) use sums::{Received, SumRows, sum_rows};
 use bytemuck::Pod;
 
 use crate::error::Result;
+use crate::plan::MASKED;
 use crate::router::{Routing, check_len, shape};
 use crate::tree::{Program, join_height};
 
@@ -53,7 +54,7 @@ pub struct Local {
 }
 
 impl Local {
-    /// For a routing among `num_experts` experts.
+    /// For a routing among `num_experts` experts; choices may be [masked](crate::plan::MASKED).
     ///
     /// # Errors
     /// When the routing's lengths do not fit together, or it names an expert that does not exist, or one twice for a token.
@@ -67,7 +68,7 @@ impl Local {
         for token in 0..tokens {
             let range = token * top_k..(token + 1) * top_k;
             leaves.clear();
-            let choices = routing.indices[range.clone()].iter().zip(&routing.weights[range]);
+            let choices = routing.indices[range.clone()].iter().zip(&routing.weights[range]).filter(|choice| *choice.0 != MASKED);
             leaves.extend(choices.zip(map.copies(token)).map(|((&expert, &weight), &row)| (expert, row, weight)));
             leaves.sort_unstable_by_key(|leaf| leaf.0);
             if let Some(pair) = leaves.windows(2).find(|pair| pair[0].0 == pair[1].0) {
@@ -92,7 +93,8 @@ impl Local {
         &self.map
     }
 
-    /// Copies the tokens' rows `[T, row_len]` into expert-major order `[T * k, row_len]`.
+    /// Copies the tokens' rows `[T, row_len]` into expert-major order `[R, row_len]`, R the number of choices that are not masked. A large
+    /// result is written fastest where it begins at a multiple of 64 bytes.
     ///
     /// # Errors
     /// When a length does not fit.
@@ -101,7 +103,7 @@ impl Local {
         self.map.scatter(0, rows, row_len, out)
     }
 
-    /// Adds the expert rows `[T * k, row_len]` of each token in the tree over the experts, in f32, each times its weight and rounded if
+    /// Adds the expert rows `[R, row_len]` of each token in the tree over the experts, in f32, each times its weight and rounded if
     /// `weighted`: `[T, row_len]`, rounded once.
     ///
     /// # Errors

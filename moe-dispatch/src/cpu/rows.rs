@@ -6,6 +6,7 @@ use v3_numerics::par;
 
 use super::stream::Copier;
 use crate::error::{Error, Result};
+use crate::plan::MASKED;
 use crate::router::{check_len, shape};
 
 /// Bytes that one thread writes at a time, about.
@@ -187,7 +188,7 @@ struct Shared(*mut u8);
 // SAFETY: the pointer is only copied; who writes through it says why that is sound.
 unsafe impl Sync for Shared {}
 
-/// Expert-major order of one rank's own choices `[T, k]`: expert by expert, inside an expert by token. Gives the map of the rows and where each
+/// Expert-major order of one rank's own choices `[T, k]`, masked ones left out: expert by expert, inside an expert by token. Gives the map of the rows and where each
 /// expert's rows begin, `[experts + 1]`.
 ///
 /// # Errors
@@ -198,7 +199,7 @@ pub(crate) fn expert_major(indices: &[u32], tokens: usize, top_k: usize, num_exp
         return Err(Error::Unsupported { what: format!("{} expert rows on one rank", indices.len()) });
     }
     let mut offsets = vec![0u32; num_experts + 1];
-    for &expert in indices {
+    for &expert in indices.iter().filter(|&&expert| expert != MASKED) {
         match offsets.get_mut(expert as usize + 1) {
             Some(count) => *count += 1,
             None => return Err(shape("expert index", format!("below {num_experts}"), expert)),
@@ -208,14 +209,17 @@ pub(crate) fn expert_major(indices: &[u32], tokens: usize, top_k: usize, num_exp
         offsets[expert + 1] += offsets[expert];
     }
     let mut next = offsets.clone();
-    let mut to = Vec::with_capacity(indices.len());
-    for &expert in indices {
-        let next = &mut next[expert as usize];
-        to.push(*next);
-        *next += 1;
+    let (mut starts, mut to) = (vec![0], Vec::with_capacity(indices.len()));
+    for token in 0..tokens {
+        for &expert in indices[token * top_k..(token + 1) * top_k].iter().filter(|&&expert| expert != MASKED) {
+            let next = &mut next[expert as usize];
+            to.push(*next);
+            *next += 1;
+        }
+        starts.push(to.len() as u32);
     }
-    let starts = (0..=tokens).map(|token| (token * top_k) as u32).collect();
-    Ok((RowMap { starts, to, result_rows: indices.len() }, offsets))
+    let result_rows = to.len();
+    Ok((RowMap { starts, to, result_rows }, offsets))
 }
 
 #[cfg(test)]
