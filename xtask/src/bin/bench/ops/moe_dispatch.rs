@@ -104,8 +104,8 @@ fn rows_of_bf16(threads: usize) -> Vec<Operation> {
     let permute = || {
         Operation::new("permute bf16", &*shape, bytes(9 * TOKENS * ROW, Ceiling::Copy), || {
             let (local, x) = (Local::new(&routing(0)?, 256)?, vec![bf16::ONE; TOKENS * HIDDEN]);
-            let mut rows = vec![bf16::NEG_ONE; 8 * TOKENS * HIDDEN];
-            Ok(move || local.permute(&x, HIDDEN, &mut rows))
+            let mut rows = vec![bf16::NEG_ONE; 8 * TOKENS * HIDDEN + SLACK];
+            Ok(move || local.permute(&x, HIDDEN, from_line(&mut rows, 8 * TOKENS * HIDDEN)?).map_err(AnyError::from))
         })
     };
     let combine = || {
@@ -136,7 +136,7 @@ fn rows_of_bf16(threads: usize) -> Vec<Operation> {
             Ok(move || {
                 over_ranks(threads, TOKENS, |comm, plan, _, _| {
                     let mut out = out[comm.rank()].lock().map_err(|_| "another run has failed")?;
-                    let rows = out.get_mut(..plan.expert_rows() * HIDDEN).ok_or("more rows than there is room for")?;
+                    let rows = from_line(&mut out, plan.expert_rows() * HIDDEN)?;
                     comm.barrier()?;
                     let start = Instant::now();
                     plan.dispatch_into(comm, &x, HIDDEN, rows)?;
@@ -150,6 +150,15 @@ fn rows_of_bf16(threads: usize) -> Vec<Operation> {
             move || streams::fill(&mut out)
         }),
     ]
+}
+
+/// Values to spare for [`from_line`].
+const SLACK: usize = streams::LINE;
+
+/// `len` values that begin where a cache line does: so a large result is written fastest.
+fn from_line(values: &mut [bf16], len: usize) -> Result<&mut [bf16], AnyError> {
+    let start = values.as_ptr().align_offset(streams::LINE).min(values.len());
+    values[start..].get_mut(..len).ok_or_else(|| "more rows than there is room for".into())
 }
 
 /// The choices of some tokens by the full model's router.

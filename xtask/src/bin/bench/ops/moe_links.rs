@@ -95,7 +95,9 @@ pub fn table(out: &mut dyn Write, quick: bool) -> Result<(), AnyError> {
         }
         let mut times = Vec::new();
         for fan in [[1; 4], [4, 3, 3, 3]] {
-            times.push(measure(tokens / 64, fan_out, &layout, |rank| Ok(fan_routing(&layout, rank, tokens, &fan, ranks)?))?.dispatch);
+            times.push(
+                measure(tokens / 64, fan_out, &layout, |rank| Ok(fan_routing(&layout, rank, tokens, &fan, ranks)?))?.dispatch,
+            );
         }
         if let [four, thirteen] = times[..] {
             writeln!(out, "  13 experts on 4 nodes take {:.3} of the time of 4", thirteen / four)?;
