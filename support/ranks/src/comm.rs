@@ -51,6 +51,15 @@ impl Comm {
         &self.world
     }
 
+    pub(crate) fn is_of_world(&self, other: &Comm) -> bool {
+        Arc::ptr_eq(&self.world, &other.world)
+    }
+
+    /// Whether both belong to the same rank of the same world, be it to different actors or groups of it.
+    pub(crate) fn is_of_rank(&self, other: &Comm) -> bool {
+        self.is_of_world(other) && self.actor.rank == other.actor.rank
+    }
+
     pub(crate) fn actor(&self) -> &Actor {
         &self.actor
     }
@@ -503,7 +512,7 @@ impl Comm {
     }
 
     fn fail(&self, operation: &'static str, error: Error) -> Error {
-        self.world.set_failed_in(self.world_rank(), operation);
+        self.world.set_failed_in(&self.actor, operation);
         error
     }
 }

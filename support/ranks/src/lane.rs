@@ -43,27 +43,35 @@ pub trait Task: Send {
 /// # Errors
 /// The task's own, or what [`Comm::wait_any`] returns.
 pub fn run_task<T: Task>(comm: &Comm, mut task: T) -> std::result::Result<T::Output, T::Error> {
-    let world = comm.the_world();
-    let actor = comm.actor();
-    let before = {
+    let _origin = Origin::begin(comm);
+    loop {
+        match task.poll(comm)? {
+            Step::Done(output) => return Ok(output),
+            Step::Waiting(list) if list.is_empty() => return Err(waits_for_nothing().into()),
+            Step::Waiting(list) => drop(comm.wait_any(&list)?),
+        }
+    }
+}
+
+/// The origin of an actor during a task: afterwards, also when the task panics and its caller goes on, it is what it was.
+struct Origin<'a> {
+    comm: &'a Comm,
+    before: Option<f64>,
+}
+
+impl<'a> Origin<'a> {
+    fn begin(comm: &'a Comm) -> Self {
+        let (world, actor) = (comm.the_world(), comm.actor());
         let mut state = world.lock();
         let now = world.now(&state, actor);
-        state.actors[actor.id].origin.replace(now)
-    };
-    let outcome = loop {
-        match task.poll(comm) {
-            Ok(Step::Done(output)) => break Ok(output),
-            Ok(Step::Waiting(list)) if list.is_empty() => break Err(waits_for_nothing().into()),
-            Ok(Step::Waiting(list)) => {
-                if let Err(error) = comm.wait_any(&list) {
-                    break Err(error.into());
-                }
-            }
-            Err(error) => break Err(error),
-        }
-    };
-    world.lock().actors[actor.id].origin = before;
-    outcome
+        Origin { comm, before: state.actors[actor.id].origin.replace(now) }
+    }
+}
+
+impl Drop for Origin<'_> {
+    fn drop(&mut self) {
+        self.comm.the_world().lock().actors[self.comm.actor().id].origin = self.before;
+    }
 }
 
 fn waits_for_nothing() -> Error {
@@ -117,10 +125,15 @@ impl<T: Send> Ticket<T> {
     /// the task's origin on (its submission, or the latest origin of what it has received).
     ///
     /// # Errors
-    /// [`Error::Closed`] when the lane was dropped before, or when the world has failed.
+    /// [`Error::Closed`] when the lane was dropped before, when `comm` belongs to another rank than the lane, or when the world has failed.
     pub fn finish(self, comm: &Comm) -> Result<T> {
         let id = self.id;
         let lane = self.lane.id;
+        if !comm.is_of_rank(&self.comm) {
+            let got =
+                format!("rank {}{}", comm.world_rank(), if comm.is_of_world(&self.comm) { "" } else { " of another world" });
+            return Err(Error::Shape { what: "rank that finishes a task", expected: format!("rank {}", self.lane.rank), got });
+        }
         comm.the_world().wait(comm.actor(), "finish", &[Want::Ticket(id, lane)], |state, now| state.task_done(id, lane, now))?;
         let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Done tasks have left their output, and only this call takes it.
@@ -274,8 +287,7 @@ fn drive(comm: &Comm) -> std::result::Result<(), String> {
     }
     let mut tasks: Vec<InFlight> = Vec::new();
     loop {
-        let keys: Vec<Key> = tasks.iter().flat_map(|task| task.waits.iter().copied()).collect();
-        match next(world, actor, &keys) {
+        match next(world, actor, &tasks) {
             Ok(new) => tasks.extend(new.into_iter().map(|Submitted { ticket, at, job }| InFlight {
                 ticket,
                 origin: at,
@@ -347,9 +359,10 @@ impl State {
     }
 }
 
-/// Waits until a task was submitted or a message for one of `keys` has arrived, and returns the new tasks.
-fn next(world: &World, actor: &Actor, keys: &[Key]) -> Result<Vec<Submitted>> {
+/// Waits until a task was submitted or a message for one of `tasks` has arrived, and returns the new tasks.
+fn next(world: &World, actor: &Actor, tasks: &[InFlight]) -> Result<Vec<Submitted>> {
     const OPERATION: &str = "lane";
+    let keys: Vec<Key> = tasks.iter().flat_map(|task| task.waits.iter().copied()).collect();
     let mut wants: Vec<Want> = keys.iter().map(|&key| Want::Message(key)).collect();
     wants.push(Want::Submission(actor.id));
     world.wait(actor, OPERATION, &wants, |state, now| {
@@ -358,19 +371,21 @@ fn next(world: &World, actor: &Actor, keys: &[Key]) -> Result<Vec<Submitted>> {
             return Check::Ready(new, None);
         }
         let submitted = state.actors[actor.id].inbox.front().map(|task| task.at);
-        match (state.first_arrival(actor.rank, keys, now), submitted) {
+        match (state.first_arrival(actor.rank, &keys, now), submitted) {
             (Check::Ready(_, origin), _) => Check::Ready(new, origin),
             (Check::At(at), Some(submitted)) => Check::At(at.min(submitted)),
             (Check::At(at), None) => Check::At(at),
             (_, Some(submitted)) => Check::At(submitted),
             (Check::UnderWay, None) => Check::UnderWay,
             (Check::Never(error), None) => Check::Never(error),
-            (Check::Nothing, None) => match keys.first() {
-                Some(first) if keys.iter().all(|&key| state.never_comes(key)) => {
-                    Check::Never(Error::Ended { rank: actor.rank, operation: OPERATION, source_rank: first.src })
+            // One task that can never go on is an error, whatever the others wait for.
+            (Check::Nothing, None) => {
+                let lost = |task: &&InFlight| task.waits.iter().all(|&key| state.never_comes(key));
+                match tasks.iter().find(lost).and_then(|task| task.waits.first()) {
+                    Some(first) => Check::Never(Error::Ended { rank: actor.rank, operation: OPERATION, source_rank: first.src }),
+                    None => Check::Nothing,
                 }
-                _ => Check::Nothing,
-            },
+            }
         }
     })
 }

@@ -53,6 +53,8 @@ pub(crate) struct ActorState {
     pub turn: Option<Turn>,
     pub waits: Vec<Wait>,
     pub waited: Waits,
+    /// The operation that returned an error of its own making, until another begins.
+    pub failed_in: Option<&'static str>,
     /// Why it was woken although nothing happened.
     pub stalled: Option<String>,
     /// When the task it works on, or what that has received, was first given to be sent.
@@ -73,8 +75,6 @@ pub(crate) struct RankState {
     pub ended: bool,
     /// The operation last begun.
     pub operation: &'static str,
-    /// The operation that returned an error of its own making.
-    pub failed_in: Option<&'static str>,
     pub label: Option<String>,
     pub traffic: Traffic,
     pub blocked: Blocked,
@@ -167,6 +167,7 @@ impl State {
             turn: None,
             waits: Vec::new(),
             waited: Waits::default(),
+            failed_in: None,
             stalled: None,
             origin: None,
             inbox: VecDeque::new(),
@@ -323,15 +324,24 @@ impl State {
         self.free_slots[pool] += 1;
     }
 
+    /// An actor begins an operation.
+    pub fn begin(&mut self, actor: &Actor, operation: &'static str) {
+        self.ranks[actor.rank].operation = operation;
+        // An error before this one was its caller's to handle, and is not what a later failure is about.
+        self.actors[actor.id].failed_in = None;
+    }
+
     /// A rank of this process failed in what it, or a lane of it, did.
     pub fn fail_own(&mut self, actor: &Actor, message: String) {
-        let mine = &self.ranks[actor.rank];
-        let operation = match (&mine.label, mine.failed_in) {
+        let (mine, acting) = (&self.ranks[actor.rank], &self.actors[actor.id]);
+        let operation = match (&mine.label, acting.failed_in) {
             (Some(label), _) => label.clone(),
             (None, Some(operation)) => operation.to_string(),
+            // What the rank itself did last says nothing of its lane.
+            (None, None) if acting.lane > 0 => "a task".to_string(),
             (None, None) => format!("its own work after {}", mine.operation),
         };
-        let operation = match &self.actors[actor.id].name {
+        let operation = match &acting.name {
             Some(lane) => format!("{operation} (lane {lane})"),
             None => operation,
         };

@@ -177,8 +177,8 @@ impl World {
         self.lock().ranks[rank].label = label;
     }
 
-    pub(crate) fn set_failed_in(&self, rank: usize, operation: &'static str) {
-        self.lock().ranks[rank].failed_in = Some(operation);
+    pub(crate) fn set_failed_in(&self, actor: &Actor, operation: &'static str) {
+        self.lock().actors[actor.id].failed_in = Some(operation);
     }
 
     pub(crate) fn check(&self, actor: &Actor) -> Result<()> {
@@ -255,16 +255,15 @@ impl World {
         let state = &mut *guard;
         let now = self.now(state, actor);
         envelope.origin = state.actors[actor.id].origin.unwrap_or(now);
-        let sender = &mut state.ranks[src];
-        sender.operation = operation;
-        let traffic = sender.traffic.of_mut(kind);
+        state.begin(actor, operation);
+        let traffic = state.ranks[src].traffic.of_mut(kind);
         traffic.messages += 1;
         traffic.bytes += bytes;
         traffic.rows += rows;
         if let (false, Some(transport)) = (state.ranks[dst].here, &self.transport) {
             // The transport may take its time, and may deliver a message meanwhile.
             drop(guard);
-            return transport.send(dst, envelope).inspect_err(|_| self.set_failed_in(src, operation));
+            return transport.send(dst, envelope).inspect_err(|_| self.set_failed_in(actor, operation));
         }
         let key = Key { group: envelope.group, src, tag: envelope.tag };
         match &mut state.ports {
@@ -320,7 +319,7 @@ impl World {
     ) -> Result<R> {
         let (id, rank) = (actor.id, actor.rank);
         let mut state = self.lock_in_turn(actor)?;
-        state.ranks[rank].operation = operation;
+        state.begin(actor, operation);
         let began = self.now(&state, actor);
         if !self.is_virtual() {
             state.serve_until(rank, began);
@@ -328,7 +327,7 @@ impl World {
         match check(&mut state, began) {
             Check::Ready(value, _) => return Ok(value),
             Check::Never(error) => {
-                state.ranks[rank].failed_in = Some(operation);
+                state.actors[actor.id].failed_in = Some(operation);
                 return Err(error);
             }
             Check::At(_) | Check::UnderWay | Check::Nothing => {}
@@ -400,7 +399,7 @@ impl World {
         if let Err(error) = &outcome
             && !matches!(error, Error::Closed { .. })
         {
-            state.ranks[rank].failed_in = Some(operation);
+            state.actors[actor.id].failed_in = Some(operation);
         }
         let state = self.acquire_slot(state, actor);
         let (value, _) = outcome?;
@@ -426,7 +425,7 @@ impl World {
     pub(crate) fn try_take(&self, actor: &Actor, key: Key, operation: &'static str) -> Result<Option<Envelope>> {
         let rank = actor.rank;
         let mut state = self.lock_in_turn(actor)?;
-        state.ranks[rank].operation = operation;
+        state.begin(actor, operation);
         let now = self.now(&state, actor);
         if !self.is_virtual() {
             state.serve_until(rank, now);
@@ -437,7 +436,7 @@ impl World {
                 Ok(Some(envelope))
             }
             Check::Nothing if state.never_comes(key) => {
-                state.ranks[rank].failed_in = Some(operation);
+                state.actors[actor.id].failed_in = Some(operation);
                 Err(Error::Ended { rank, operation, source_rank: key.src })
             }
             _ => Ok(None),

@@ -232,3 +232,15 @@ fn a_configuration_without_sense_is_refused() {
         assert!(error.message.contains(word), "{error}");
     }
 }
+
+#[test]
+fn an_error_that_was_handled_is_not_what_a_later_failure_is_about() {
+    let error = fails(WorldConfig::new(2), |comm| {
+        comm.send(1 - comm.rank(), 0, vec![0u8]).unwrap();
+        let wrong = comm.recv::<f32>(1 - comm.rank(), 0);
+        assert!(matches!(wrong, Err(Error::TypeMismatch { .. })));
+        text(comm.barrier())?;
+        if comm.rank() == 1 { Err("the disk is full".into()) } else { text(comm.barrier()) }
+    });
+    assert_eq!(error.to_string(), "rank 1 failed in its own work after barrier: the disk is full");
+}

@@ -418,3 +418,110 @@ fn a_task_runs_without_a_lane() {
         .unwrap();
     }
 }
+
+#[test]
+fn a_ticket_is_refused_on_another_rank_and_in_another_world() {
+    for config in clocks(2) {
+        let left = std::sync::Mutex::new(None);
+        let texts = run_threads(config, |comm: Comm| -> Result<String> {
+            let lane = Lane::spawn(&comm, "exchange")?;
+            let ticket = lane.submit(exchange(comm.rank(), 4, comm.rank(), 0));
+            if comm.rank() == 0 {
+                *left.lock().unwrap() = Some(ticket);
+                comm.barrier()?;
+                comm.barrier()?;
+                return Ok(String::new());
+            }
+            comm.barrier()?;
+            let theirs = left.lock().unwrap().take().unwrap();
+            let first = theirs.finish(&comm).unwrap_err().to_string();
+            let second = ticket.finish(&Comm::solo()).unwrap_err().to_string();
+            comm.barrier()?;
+            Ok(format!("{first}; {second}"))
+        })
+        .unwrap();
+        let refused = "rank that finishes a task: expected rank";
+        assert_eq!(texts[1], format!("{refused} 0, got rank 1; {refused} 1, got rank 0 of another world"));
+    }
+}
+
+/// Waits for ever for what it is told.
+struct Starved(usize, u64);
+
+impl Task for Starved {
+    type Output = ();
+    type Error = Error;
+
+    fn poll(&mut self, _: &Comm) -> Result<Step<()>> {
+        Ok(Step::Waiting(vec![(self.0, self.1)]))
+    }
+}
+
+#[test]
+fn a_task_that_waits_for_an_ended_rank_fails_whatever_the_others_wait_for() {
+    for config in clocks(3) {
+        let began = Instant::now();
+        let error = run_threads(config, |comm: Comm| -> Result<()> {
+            match comm.rank() {
+                0 => {
+                    let lane = Lane::spawn(&comm, "exchange")?;
+                    let (other, lost) = (lane.submit(Starved(1, 4)), lane.submit(Starved(2, 3)));
+                    comm.send(2, 0, vec![0u8])?;
+                    lost.finish(&comm)?;
+                    other.finish(&comm)
+                }
+                1 => comm.recv::<u8>(0, 9).map(drop),
+                _ => comm.recv::<u8>(0, 0).map(drop),
+            }
+        })
+        .unwrap_err();
+        assert!(began.elapsed() < GUARD, "took {:?}", began.elapsed());
+        assert_eq!(
+            error.to_string(),
+            "rank 0 failed in lane (lane exchange): rank 0 waits in lane for rank 2, which has ended without sending"
+        );
+    }
+}
+
+struct Panics;
+
+impl Task for Panics {
+    type Output = ();
+    type Error = Error;
+
+    fn poll(&mut self, _: &Comm) -> Result<Step<()>> {
+        panic!("no such expert");
+    }
+}
+
+#[test]
+fn a_panic_in_a_task_names_the_task_and_not_what_its_rank_did_last() {
+    for config in clocks(2) {
+        let error = run_threads(config, |comm: Comm| -> Result<()> {
+            let lane = Lane::spawn(&comm, "exchange")?;
+            if comm.rank() == 1 {
+                return lane.submit(Panics).finish(&comm);
+            }
+            comm.recv::<u8>(1, 0).map(drop)
+        })
+        .unwrap_err();
+        assert_eq!(error.to_string(), "rank 1 failed in a task (lane exchange): panicked: no such expert");
+    }
+}
+
+#[test]
+fn what_is_sent_after_a_panic_in_a_task_counts_from_its_sending() {
+    let waits = run_threads(world(2), |comm: Comm| -> Result<Waits> {
+        if comm.rank() == 1 {
+            comm.recv::<u8>(0, 0)?;
+            return Ok(comm.waits());
+        }
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_task(&comm, Panics).is_ok()));
+        assert!(caught.is_err());
+        comm.advance(5.0)?;
+        comm.send(1, 0, vec![0u8; 4])?;
+        Ok(comm.waits())
+    })
+    .unwrap();
+    assert_eq!(waits[1], Waits { exposed: 2.0, bubble: 5.0 });
+}
