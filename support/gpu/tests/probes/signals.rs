@@ -22,6 +22,7 @@ fn integers() -> Vec<Probe> {
         probe("max.s32", "9.7.1.13", W32, "max.s32 %o, %a, %b;", move |a, b, _| {
             u64::from((low(a) as i32).max(low(b) as i32) as u32)
         }),
+        probe("max.u64", "9.7.1.13", W64, "max.u64 %ro, %ra, %rb;", |a, b, _| a.max(b)),
         probe("min.u64", "9.7.1.12", W64, "min.u64 %ro, %ra, %rb;", |a, b, _| a.min(b)),
         probe("popc.b32", "9.7.1.14", W32, "popc.b32 %o, %a;", move |a, _, _| u64::from(low(a).count_ones())),
         probe("clz.b32", "9.7.1.15", W32, "clz.b32 %o, %a;", move |a, _, _| u64::from(low(a).leading_zeros())),
@@ -38,6 +39,7 @@ fn integers() -> Vec<Probe> {
         probe("setp.ne.s16", "9.7.6.2", Pred, "setp.ne.s16 %p, %ha, %hb;", move |a, b, _| u64::from(half(a) != half(b))),
         probe("setp.gt.s32", "9.7.6.2", Pred, "setp.gt.s32 %p, %a, %b;", move |a, b, _| u64::from(low(a) as i32 > low(b) as i32)),
         probe("setp.gt.u64", "9.7.6.2", Pred, "setp.gt.u64 %p, %ra, %rb;", |a, b, _| u64::from(a > b)),
+        probe("setp.le.u64", "9.7.6.2", Pred, "setp.le.u64 %p, %ra, %rb;", |a, b, _| u64::from(a <= b)),
         probe("setp.lt.s64", "9.7.6.2", Pred, "setp.lt.s64 %p, %ra, %rb;", |a, b, _| u64::from((a as i64) < b as i64)),
         probe("selp.f32", "9.7.6.3", W32, "setp.lt.u32 %p, %a, %b; selp.f32 %o, %a, %c, %p;", move |a, b, c| {
             u64::from(if low(a) < low(b) { low(a) } else { low(c) })
@@ -163,6 +165,36 @@ pub fn probes() -> Vec<Probe> {
             vec![0],
             // With a clamp of 7 and no segment mask lanes read up to lane 7, and themselves beyond.
             (0..32u64).map(|i| ((130 * 1000 + 100 + i) * 10 + 2) << 32 | 0xf_ffff).collect(),
+        ),
+        // The least and the most of a few of the lanes; a shuffle from the lane before, which the first lane has not.
+        plain(
+            "reductions and scans of a warp",
+            &["redux.sync.max.u32", "shfl.sync.up.b32"],
+            "9.7.9.6, 9.7.13.9",
+            (
+                "",
+                "sub.s32 %a, %t, 7; redux.sync.max.u32 %b, %a, -1; min.u32 %a, %a, 100; redux.sync.max.u32 %a, %a, -1;
+                 shr.u32 %b, %b, 28; add.u32 %a, %a, %b; shfl.sync.up.b32 %c, %t, 3, 0, -1;
+                 mov.b64 %ro, {%a, %c}; st.global.u64 [%mine], %ro;",
+            ),
+            one,
+            vec![0],
+            (0..32u64).map(|i| (if i < 3 { i } else { i - 3 }) << 32 | 115).collect(),
+        ),
+        // Rows that pass L1 by, without a policy.
+        plain(
+            "L1::no_allocate",
+            &["st.global.L1::no_allocate.v4.u32"],
+            "9.7.9.12",
+            (
+                "",
+                "mul.wide.u32 %at, %t, 16; add.s64 %ra, %from, %at; add.s64 %rb, %to, %at;
+                 ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%a, %b, %c, %d}, [%ra];
+                 st.global.L1::no_allocate.v4.u32 [%rb], {%c, %d, %a, %b};",
+            ),
+            one,
+            words.clone(),
+            (0..words.len()).map(|i| words[i ^ 1]).collect(),
         ),
         // Generic addresses of global memory, and words of shared memory.
         plain(

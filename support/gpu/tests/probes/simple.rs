@@ -233,6 +233,8 @@ pub fn probes() -> Vec<Probe> {
         }),
         // f32: section 9.7.3.
         probe("add.rn.f32", "9.7.3.3", W32, "add.rn.f32 %o, %a, %b;", |a, b, _| bits(f(a) + f(b))),
+        probe("add.f32", "9.7.3.3", W32, "add.f32 %o, %a, %b;", |a, b, _| bits(f(a) + f(b))),
+        probe("sub.f32", "9.7.3.4", W32, "sub.f32 %o, %a, %b;", |a, b, _| bits(f(a) - f(b))),
         probe("mul.f32", "9.7.3.5", W32, "mul.f32 %o, %a, %b;", |a, b, _| bits(f(a) * f(b))),
         probe("mul.rn.f32", "9.7.3.5", W32, "mul.rn.f32 %o, %a, %b;", |a, b, _| bits(f(a) * f(b))),
         probe("fma.rn.f32", "9.7.3.6", W32, "fma.rn.f32 %o, %a, %b, %c;", |a, b, c| bits(f(a).mul_add(f(b), f(c)))),

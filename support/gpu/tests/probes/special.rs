@@ -277,23 +277,26 @@ fn params() -> Probe {
     cvta.param.u64 %rb, %ra;
     ld.u64 %ro, [%rb+56];
     st.global.u64 [%to+40], %ro;
+    ld.param.f32 %a, [p+52];
+    cvt.u64.u32 %ro, %a;
+    st.global.u64 [%to+48], %ro;
     ret;
 }}
 "
     );
     let words: [u64; 8] = std::array::from_fn(|i| 0x1111_1111_0000_0001u64.wrapping_mul(i as u64 + 1));
     let swap = |w: u64| w.rotate_left(32);
-    let expected = vec![words[0] >> 32, swap(words[1]), swap(words[3]), swap(words[2]), words[5], words[7]];
+    let expected = vec![words[0] >> 32, swap(words[1]), swap(words[3]), swap(words[2]), words[5], words[7], words[6] >> 32];
     probe(
         "ld.param",
-        &["ld.param.u32", "ld.param.v2.u32", "ld.param.v4.u32", "ld.param.v2.u64", "cvta.param.u64"],
+        &["ld.param.u32", "ld.param.v2.u32", "ld.param.v4.u32", "ld.param.v2.u64", "ld.param.f32", "cvta.param.u64"],
         "9.7.9.8, 9.7.9.20",
         move |device| {
             let stream = device.stream()?;
             let kernel = device.module(&text)?.kernel("probe")?;
-            let to = stream.zeroed::<u64>(6)?;
+            let to = stream.zeroed::<u64>(7)?;
             let args = Args::new().value(words).buffer(&to);
-            // SAFETY: the probe writes six words of `to`.
+            // SAFETY: the probe writes seven words of `to`.
             unsafe { stream.launch(&kernel, &LaunchConfig::new(1, 1), args)? };
             stream.download(&to)
         },
