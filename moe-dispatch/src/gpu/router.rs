@@ -254,7 +254,7 @@ impl RouterKernels {
         }
         let kernel = match experts {
             ..=64 => &self.kernels[0],
-            ..=256 => &self.kernels[1],
+            65..=256 => &self.kernels[1],
             _ => &self.kernels[2],
         };
         let Some(blocks) = blocks_of("tokens to route", u64::from(params.tokens).div_ceil(WARPS))? else { return Ok(()) };
