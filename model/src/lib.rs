@@ -46,6 +46,7 @@
 //! ranks, and of threads; gradients have them for every number of threads, with and without recomputation, and after resuming.
 //! Greedy generation gives the same tokens with and without drafts. What a user can get wrong is one sentence that names
 //! file, tensor or option ([`Error`]).
+pub mod bench_cmd;
 pub mod checkpoint;
 pub mod components;
 pub mod config;

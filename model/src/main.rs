@@ -14,7 +14,7 @@ use v3_model::text::{Dataset, Tokenizer, check_ids, parse_ids};
 #[cfg(feature = "mpi")]
 use v3_model::train::ranks;
 use v3_model::train::{Job, Ranks, TrainArgs, finish};
-use v3_model::{Error, Result, convert, inspect, place_cmd, schedule_cmd};
+use v3_model::{Error, Result, bench_cmd, convert, inspect, place_cmd, schedule_cmd};
 
 /// Train and run DeepSeek-V3-format models.
 #[derive(Debug, Parser)]
@@ -42,6 +42,8 @@ enum Command {
     Schedule(schedule_cmd::ScheduleArgs),
     /// Place experts on devices
     Place(place_cmd::PlaceArgs),
+    /// Measure on this machine
+    Bench(bench_cmd::BenchArgs),
 }
 
 #[derive(Debug, Args)]
@@ -224,6 +226,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Convert(args) => convert::run(args),
         Command::Schedule(args) => schedule_cmd::run(args),
         Command::Place(args) => place_cmd::run(args),
+        Command::Bench(args) => bench_cmd::run(args),
     };
     done.map(|()| ExitCode::SUCCESS)
 }
