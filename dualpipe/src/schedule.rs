@@ -20,6 +20,16 @@ pub enum Freed {
     AtWeight,
 }
 
+impl Freed {
+    /// Whether this action frees the activations of its chunk.
+    pub(crate) fn by(self, kind: ActionKind) -> bool {
+        match self {
+            Freed::AtInput => matches!(kind, ActionKind::B | ActionKind::I),
+            Freed::AtWeight => matches!(kind, ActionKind::B | ActionKind::W),
+        }
+    }
+}
+
 /// For each rank the list of its steps. Always valid: every way of making one checks it with [`validate`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule {
@@ -150,16 +160,12 @@ impl Schedule {
     /// The most chunks of which a rank keeps activations at one time, for each rank. A chunk counts from the start of its
     /// forward; those of a rank with two stages are of half the size in a V.
     pub fn peak_activations(&self, freed: Freed) -> Vec<usize> {
-        let frees = |action: &Action| match freed {
-            Freed::AtInput => matches!(action.kind, ActionKind::B | ActionKind::I),
-            Freed::AtWeight => matches!(action.kind, ActionKind::B | ActionKind::W),
-        };
         let peak = |steps: &Vec<Step>| {
             let (mut held, mut peak) = (0usize, 0usize);
             for step in steps {
                 held += step.actions().filter(|a| a.kind == ActionKind::F).count();
                 peak = peak.max(held);
-                held -= step.actions().filter(frees).count();
+                held -= step.actions().filter(|action| freed.by(action.kind)).count();
             }
             peak
         };

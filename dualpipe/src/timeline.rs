@@ -172,6 +172,24 @@ impl Timeline {
         }
     }
 
+    /// How many chunks a rank keeps activations of, over time: the number from each of these times on, beginning with 0 at time 0. A chunk
+    /// counts from the start of its forward to the end of what frees it. Empty where there is no such rank.
+    pub fn activation_curve(&self, rank: usize, freed: Freed) -> Vec<(f64, usize)> {
+        let Some(spans) = self.spans.get(rank) else { return Vec::new() };
+        let (mut curve, mut held) = (vec![(0.0, 0)], 0usize);
+        for span in spans {
+            let made = span.step.actions().filter(|action| action.kind == ActionKind::F).count();
+            let ended = span.step.actions().filter(|action| freed.by(action.kind)).count();
+            for (time, now) in [(span.start, held + made), (span.end, (held + made).saturating_sub(ended))] {
+                if now != held {
+                    held = now;
+                    curve.push((time, held));
+                }
+            }
+        }
+        curve
+    }
+
     /// The mean cost of each kind of step on each rank of this timeline, to simulate the same plan with.
     pub fn mean_costs(&self) -> MeasuredCosts {
         let mut sums: BTreeMap<StepKey, (f64, usize)> = BTreeMap::new();

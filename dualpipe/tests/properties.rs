@@ -335,6 +335,23 @@ fn activations_peak_as_published() {
 }
 
 #[test]
+fn activations_rise_and_fall_over_time() {
+    for kind in Kind::ALL {
+        let schedule = Schedule::new(kind, 4, 9).unwrap();
+        let timeline = simulate(&schedule, &Costs::default()).unwrap();
+        for freed in [Freed::AtInput, Freed::AtWeight] {
+            for rank in 0..4 {
+                let curve = timeline.activation_curve(rank, freed);
+                assert!(curve.windows(2).all(|pair| pair[0].0 <= pair[1].0 && pair[0].1 != pair[1].1), "{kind}: {curve:?}");
+                let peak = curve.iter().map(|&(_, held)| held).max().unwrap();
+                assert_eq!((peak, curve.last().unwrap().1), (schedule.peak_activations(freed)[rank], 0));
+            }
+        }
+        assert!(timeline.activation_curve(4, Freed::AtInput).is_empty());
+    }
+}
+
+#[test]
 fn what_a_schedule_cannot_take_is_said() {
     let said = |kind: Kind, ranks, micro_batches| Schedule::new(kind, ranks, micro_batches).unwrap_err().to_string();
     assert_eq!(
