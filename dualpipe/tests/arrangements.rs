@@ -165,7 +165,7 @@ fn a_chunk_alone_fills_its_waits() {
 
 #[test]
 fn a_pair_hides_what_it_must() {
-    // Four layers, the shares of the issue: communication of 0.8 and 1.0 of computation.
+    // Four layers; communication of 0.8 and 1.0 of computation.
     let pairing = layers(4);
     for (attention, mlp) in [([1.0; 3], [1.0; 3]), ([1.0; 3], [2.0; 3]), ([2.0; 3], [1.0; 3])] {
         for (ratio, least) in [(0.8, 0.95), (1.0, 0.90)] {
