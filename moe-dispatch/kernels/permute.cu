@@ -78,20 +78,29 @@ __device__ __forceinline__ Work work_of(const PermuteParams& p) {
     return work;
 }
 
-// Calls `write(row)` for each place of a token. All lanes are here.
-template <class Write>
-__device__ __forceinline__ void for_each_place(const PermuteParams& p, uint32_t token, const Write& write) {
+// The places of a token, one a lane.
+struct Places {
+    int32_t mine;
+    uint32_t all; // the lanes that have one
+};
+
+// All lanes are here.
+__device__ __forceinline__ Places places_of(const PermuteParams& p, uint32_t token) {
     const uint32_t lane = threadIdx.x % 32;
-    int32_t mine = -1;
+    Places places = {-1, 0};
     if (lane < p.top_k) {
-        mine = p.map[static_cast<uint64_t>(token) * p.top_k + lane];
+        places.mine = p.map[static_cast<uint64_t>(token) * p.top_k + lane];
     }
     // A map of other makings cannot lead outside.
-    uint32_t left = __ballot_sync(ALL, mine >= 0 && static_cast<uint32_t>(mine) < p.capacity);
-    while (left != 0) {
-        const uint32_t choice = __ffs(left) - 1;
-        left &= left - 1;
-        write(static_cast<uint64_t>(static_cast<uint32_t>(__shfl_sync(ALL, mine, choice))));
+    places.all = __ballot_sync(ALL, places.mine >= 0 && static_cast<uint32_t>(places.mine) < p.capacity);
+    return places;
+}
+
+// Calls `write(row)` for each place of a token. All lanes are here.
+template <class Write>
+__device__ __forceinline__ void for_each_place(const Places& places, const Write& write) {
+    for (uint32_t left = places.all; left != 0; left &= left - 1) {
+        write(static_cast<uint64_t>(static_cast<uint32_t>(__shfl_sync(ALL, places.mine, __ffs(left) - 1))));
     }
 }
 
@@ -182,9 +191,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) permute_rows(const __grid_
         for_each_padding(p, work.first, [&p](uint64_t row) { clear_row(p, row); });
         return;
     }
+    const Places places = places_of(p, work.token);
+    if (places.all == 0) {
+        // Nobody may have written its row: a place behind those of a dispatch.
+        return;
+    }
     U32x4 x[LOADS];
     load_piece(x, p, work, p.width);
-    for_each_place(p, work.token, [&](uint64_t row) {
+    for_each_place(places, [&](uint64_t row) {
         uint8_t* const to = p.out + row * p.out_stride;
 #pragma unroll
         for (uint32_t i = 0; i < LOADS; ++i) {
@@ -205,6 +219,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) permute_quantize_bf16(cons
         for_each_padding(p, work.first, [&p](uint64_t row) { clear_quantized_row(p, row); });
         return;
     }
+    const Places places = places_of(p, work.token);
+    if (places.all == 0) {
+        // Nobody may have written its row: a place behind those of a dispatch.
+        return;
+    }
     U32x4 x[LOADS];
     load_piece(x, p, work, p.width * 2);
     U32x2 codes[LOADS];
@@ -214,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) permute_quantize_bf16(cons
         codes[i] = encode(x[i], p.policy, scales[i]);
     }
     const uint32_t lane = threadIdx.x % 32;
-    for_each_place(p, work.token, [&](uint64_t row) {
+    for_each_place(places, [&](uint64_t row) {
 #pragma unroll
         for (uint32_t i = 0; i < LOADS; ++i) {
             const uint32_t column = (work.piece * LOADS + i) * 256 + lane * 8;
@@ -237,6 +256,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) permute_quantize_f32(const
         for_each_padding(p, work.first, [&p](uint64_t row) { clear_quantized_row(p, row); });
         return;
     }
+    const Places places = places_of(p, work.token);
+    if (places.all == 0) {
+        // Nobody may have written its row: a place behind those of a dispatch.
+        return;
+    }
     U32x4 x[LOADS];
     load_piece(x, p, work, p.width * 4);
     uint32_t codes[LOADS];
@@ -246,7 +270,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) permute_quantize_f32(const
         codes[i] = encode_f32(x[i], p.policy, scales[i]);
     }
     const uint32_t lane = threadIdx.x % 32;
-    for_each_place(p, work.token, [&](uint64_t row) {
+    for_each_place(places, [&](uint64_t row) {
 #pragma unroll
         for (uint32_t i = 0; i < LOADS; ++i) {
             const uint32_t column = (work.piece * LOADS + i) * BLOCK + lane * 4;

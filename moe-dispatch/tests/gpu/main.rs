@@ -1,6 +1,7 @@
 //! Router, permute and unpermute on a device against the CPU's and the reference: on the emulator, which also reports what they do wrong, and on a GPU where
 //! there is one. Outputs are poisoned before. `V3_EMU_SEEDS` raises the number of orders in which the emulator runs each case (2).
 
+mod exchange;
 mod permute;
 mod router;
 mod unpermute;
