@@ -157,11 +157,13 @@ fn overlap_rows(job: &Job, figures: &OverlapFigures, table: &mut Table) {
     let order = job.options.overlap.name();
     let row = |f: &Figures| {
         let ms = |seconds: f64| format!("{:.2}", seconds * 1e3 / f.steps.max(1.0));
-        let hidden = f.hidden().map_or(String::new(), |h| format!(", {:.1} % hidden", 100.0 * h));
-        format!("{} + {} ms beside {} computing{hidden}", ms(f.exposed), ms(f.bubble), ms(f.computing))
+        format!("{} + {} ms beside {} computing", ms(f.exposed), ms(f.bubble), ms(f.computing))
     };
     if figures.pairs.steps > 0.0 {
         table.row(format!("exposed + late, pair, {order}"), row(&figures.pairs));
+        if let Some(hidden) = figures.pairs.hidden() {
+            table.row("hidden in pairs", format!("{:.1} % of what --costs say of exchanges", 100.0 * hidden));
+        }
     }
     table.row(format!("exposed + late, alone, {order}"), row(&figures.alone));
 }
