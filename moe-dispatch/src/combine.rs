@@ -6,7 +6,7 @@ use half::bf16;
 use v3_ranks::{Comm, Step, Task, run_task};
 
 use crate::cpu::{Element, RowMap};
-use crate::dispatch::{check_len, pack};
+use crate::dispatch::{check_len, pack, zero_rows};
 use crate::error::{Error, Result};
 use crate::exchange::{Arrived, Exchange, Mover};
 use crate::in_flight::{drive, finished};
@@ -351,7 +351,8 @@ impl Plan {
         row_len: usize,
         options: CombineOptions,
     ) -> Result<Vec<E>> {
-        let mut out = bytemuck::allocation::zeroed_vec(self.tokens * row_len);
+        check_len("expert rows", expert_rows.len(), self.expert_rows(), row_len)?;
+        let mut out = zero_rows(self.tokens, row_len)?;
         self.combine_to(comm, expert_rows, row_len, options, &mut out)?;
         Ok(out)
     }
@@ -384,7 +385,7 @@ impl Plan {
     ) -> Result<Combine<E>> {
         check_len("expert rows", expert_rows.len(), self.expert_rows(), row_len)?;
         self.check_group(comm)?;
-        let rows = bytemuck::allocation::zeroed_vec(self.tokens * row_len);
+        let rows = zero_rows(self.tokens, row_len)?;
         let sums = AnySums::new(comm, row_len, options);
         Ok(Combine { plan: Arc::clone(self), sums, rows: Some(Combined { rows, expert_rows }) })
     }

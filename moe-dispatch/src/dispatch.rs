@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use bytemuck::allocation::zeroed_vec;
+use bytemuck::allocation::try_zeroed_vec;
 use v3_ranks::{Comm, Step, Task, run_task};
 
 use crate::cpu::{RowMap, gather_rows, stock};
@@ -32,7 +32,7 @@ mod sealed {
         /// Elements of a row in a message.
         fn message_row(&self) -> usize;
         /// Rows of the same kind, all zero.
-        fn zeros(&self, rows: usize) -> Self;
+        fn zeros(&self, rows: usize) -> Result<Self>;
         fn pack(&self, list: &[u32]) -> Result<Vec<Self::Element>>;
         fn scatter_own(&self, range: Range<usize>, map: &RowMap, out: &mut Self) -> Result<()>;
         fn scatter(message: &[Self::Element], first: usize, map: &RowMap, out: &mut Self) -> Result<()>;
@@ -82,8 +82,8 @@ impl<T: Pod + Send + Sync> sealed::Rows for Rows<T> {
         self.row_len
     }
 
-    fn zeros(&self, rows: usize) -> Self {
-        Rows { data: zeroed_vec(rows * self.row_len), row_len: self.row_len }
+    fn zeros(&self, rows: usize) -> Result<Self> {
+        Ok(Rows { data: zero_rows(rows, self.row_len)?, row_len: self.row_len })
     }
 
     fn pack(&self, list: &[u32]) -> Result<Vec<T>> {
@@ -125,9 +125,9 @@ impl<T: Pod + Send + Sync, U: Pod + Send + Sync> sealed::Rows for Pairs<T, U> {
         self.row_len * size_of::<T>() + self.side_len * size_of::<U>()
     }
 
-    fn zeros(&self, rows: usize) -> Self {
+    fn zeros(&self, rows: usize) -> Result<Self> {
         let (row_len, side_len) = (self.row_len, self.side_len);
-        Pairs { data: zeroed_vec(rows * row_len), row_len, side: zeroed_vec(rows * side_len), side_len }
+        Ok(Pairs { data: zero_rows(rows, row_len)?, row_len, side: zero_rows(rows, side_len)?, side_len })
     }
 
     fn pack(&self, list: &[u32]) -> Result<Vec<u8>> {
@@ -307,7 +307,7 @@ impl<P: Payload> Task for PlannedDispatch<P> {
                             return Ok(Step::Waiting(messages));
                         }
                         Step::Done(plan) => {
-                            let rows = sent.zeros(plan.expert_rows());
+                            let rows = sent.zeros(plan.expert_rows())?;
                             let dispatch = Dispatch { plan: Arc::new(plan), exchange, payload: Some((sent, rows)) };
                             self.state = State::Dispatching(dispatch);
                         }
@@ -413,7 +413,8 @@ impl Plan {
     /// # Errors
     /// When `rows` has another length than T rows, other ranks have another `row_len`, or another rank has failed.
     pub fn dispatch<T: Pod + Send + Sync>(&self, comm: &Comm, rows: &[T], row_len: usize) -> Result<Vec<T>> {
-        let mut out = zeroed_vec(self.expert_rows() * row_len);
+        check_len("rows", rows.len(), self.tokens, row_len)?;
+        let mut out = zero_rows(self.expert_rows(), row_len)?;
         self.dispatch_to(comm, rows, row_len, &mut out)?;
         Ok(out)
     }
@@ -452,8 +453,8 @@ impl Plan {
         check_len("rows", rows.len(), self.tokens, row_len)?;
         check_len("side rows", side.len(), self.tokens, side_len)?;
         self.check_group(comm)?;
-        let mut out = zeroed_vec(self.expert_rows() * row_len);
-        let mut side_out = zeroed_vec(self.expert_rows() * side_len);
+        let mut out = zero_rows(self.expert_rows(), row_len)?;
+        let mut side_out = zero_rows(self.expert_rows(), side_len)?;
         let mut exchange = Exchange::new(comm.next_sequence(), row_len * size_of::<T>() + side_len * size_of::<U>());
         let mut mover = BorrowedPairs { sent: (rows, side), rows: (&mut out, &mut side_out), row_len: (row_len, side_len) };
         drive(comm, |comm| exchange.poll(comm, self, &mut mover))?;
@@ -469,7 +470,7 @@ impl Plan {
         rows.check(self.tokens)?;
         self.check_group(comm)?;
         let exchange = Exchange::new(comm.next_sequence(), rows.message_row());
-        let out = rows.zeros(self.expert_rows());
+        let out = rows.zeros(self.expert_rows())?;
         Ok(Dispatch { plan: Arc::clone(self), exchange, payload: Some((rows, out)) })
     }
 
@@ -498,6 +499,12 @@ impl Plan {
         let exchange = Exchange::new(comm.next_sequence(), rows.message_row());
         Ok(PlannedDispatch { state: State::Planning { planning: Box::new(planning), exchange, sent: rows } })
     }
+}
+
+/// Memory for rows of a length that the caller has chosen.
+pub(crate) fn zero_rows<T: Pod>(rows: usize, row_len: usize) -> Result<Vec<T>> {
+    let memory = rows.checked_mul(row_len).and_then(|len| try_zeroed_vec(len).ok());
+    memory.ok_or_else(|| Error::Unsupported { what: format!("{rows} rows of {row_len} elements: they do not fit into memory") })
 }
 
 pub(crate) fn check_len(what: &'static str, len: usize, rows: usize, row_len: usize) -> Result<()> {

@@ -99,6 +99,7 @@ impl Exchange {
 
     /// Goes as far as it can.
     pub fn poll<E: Pod + std::marker::Send>(&mut self, comm: &Comm, plan: &Plan, mover: &mut impl Mover<E>) -> Result<Step<()>> {
+        plan.check_group(comm)?;
         if self.row_len == 0 {
             return Ok(Step::Done(()));
         }

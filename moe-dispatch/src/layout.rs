@@ -47,7 +47,7 @@ impl Layout {
     /// ([`place`](crate::placement::place)) gives it for one layer.
     ///
     /// # Errors
-    /// When a size is zero, the slots do not divide evenly among the ranks, a slot holds an expert that does not exist, or an expert has no slot.
+    /// When a size is zero, there are fewer slots than experts, the slots do not divide evenly among the ranks, a slot holds an expert that does not exist, or an expert has no slot.
     pub fn placed(num_experts: usize, ep_size: usize, ranks_per_node: usize, phy2log: &[u32]) -> Result<Self> {
         let refuse = |what, reason: String| Err(Error::Config { what, reason });
         for (what, size) in [("number of experts", num_experts), ("number of ranks", ep_size), ("ranks per node", ranks_per_node)]
@@ -55,6 +55,9 @@ impl Layout {
             if size == 0 {
                 return refuse(what, "expected at least 1, got 0".into());
             }
+        }
+        if num_experts > phy2log.len() {
+            return refuse("expert slots", format!("{} slots cannot hold {num_experts} experts", phy2log.len()));
         }
         if !phy2log.len().is_multiple_of(ep_size) {
             return refuse("expert slots", format!("{} slots cannot be divided among {ep_size} ranks", phy2log.len()));

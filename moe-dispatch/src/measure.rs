@@ -7,6 +7,7 @@
 use v3_ranks::Comm;
 
 use crate::combine::CombineOptions;
+use crate::dispatch::zero_rows;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::plan::Plan;
@@ -41,8 +42,8 @@ fn timed<T>(comm: &Comm, exchange: impl FnOnce() -> Result<T>) -> Result<f64> {
 /// # Errors
 /// As [`Plan::dispatch`].
 pub fn time_dispatch(comm: &Comm, plan: &Plan, row_len: usize) -> Result<f64> {
-    let rows = vec![0f32; plan.tokens() * row_len];
-    let mut out = vec![0f32; plan.expert_rows() * row_len];
+    let rows = zero_rows::<f32>(plan.tokens(), row_len)?;
+    let mut out = zero_rows::<f32>(plan.expert_rows(), row_len)?;
     timed(comm, || plan.dispatch_into(comm, &rows, row_len, &mut out))
 }
 
@@ -51,7 +52,7 @@ pub fn time_dispatch(comm: &Comm, plan: &Plan, row_len: usize) -> Result<f64> {
 /// # Errors
 /// As [`Plan::combine`].
 pub fn time_combine(comm: &Comm, plan: &Plan, row_len: usize) -> Result<f64> {
-    let rows = vec![0f32; plan.expert_rows() * row_len];
+    let rows = zero_rows::<f32>(plan.expert_rows(), row_len)?;
     timed(comm, || plan.combine_with(comm, &rows, row_len, CombineOptions::default()))
 }
 

@@ -15,7 +15,7 @@ use crate::in_flight::{Pending, finished};
 use crate::layout::Layout;
 use crate::plan::block::{Block, check_slots, present};
 use crate::plan::{FanOut, Kind, Parts, Placed, Plan, PlanOptions, Send, tag};
-use crate::planning::check_ranks;
+use crate::planning::{check_member, check_ranks};
 use crate::router::Routing;
 
 const HEADER: usize = 16;
@@ -128,12 +128,13 @@ impl<P: Payload> OnePass<P> {
             next: placed.first,
             sent: false,
             streams,
-            work: Some((parts, sent.zeros(placed.rows), sent)),
+            work: Some((parts, sent.zeros(placed.rows)?, sent)),
         })
     }
 
     pub fn poll(&mut self, comm: &Comm) -> Result<Step<(Arc<Plan>, Dispatched<P>)>> {
         let Some((mut parts, mut out, sent)) = self.work.take() else { return Err(finished("a dispatch")) };
+        check_member(comm, &parts.layout, parts.me)?;
         if !self.sent {
             self.sent = true;
             self.send(comm, &parts, &sent)?;

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 pub(crate) use crate::plan::build::{Parts, Placed};
 use crate::plan::merge::Merge;
+use crate::planning::check_member;
 
 /// An index of [`Routing`](crate::Routing) that stands for no expert: the choice is masked, its weight is not looked at, and the gradient of its weight is 0.
 /// It is -1 as a signed number. A token may have any number of masked choices; with all of them masked its combined row is 0.
@@ -261,13 +262,6 @@ impl Plan {
     }
 
     pub(crate) fn check_group(&self, comm: &Comm) -> Result<()> {
-        if comm.rank() != self.me || comm.size() != self.layout.ep_size() {
-            return Err(Error::Shape {
-                what: "group of the plan",
-                expected: format!("rank {} of {}", self.me, self.layout.ep_size()),
-                got: format!("rank {} of {}", comm.rank(), comm.size()),
-            });
-        }
-        Ok(())
+        check_member(comm, &self.layout, self.me)
     }
 }

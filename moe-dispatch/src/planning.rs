@@ -26,6 +26,18 @@ pub(crate) fn check_ranks(comm: &Comm, layout: &Layout) -> Result<()> {
     Err(Error::Shape { what: "ranks of the group", expected: layout.ep_size().to_string(), got: comm.size().to_string() })
 }
 
+/// Whether `comm` is of the group that an exchange was started on, as far as ranks and size tell.
+pub(crate) fn check_member(comm: &Comm, layout: &Layout, me: usize) -> Result<()> {
+    if comm.rank() == me && comm.size() == layout.ep_size() {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        what: "group of the plan",
+        expected: format!("rank {me} of {}", layout.ep_size()),
+        got: format!("rank {} of {}", comm.rank(), comm.size()),
+    })
+}
+
 impl Planning {
     pub(crate) fn new(comm: &Comm, layout: &Layout, routing: &Routing, options: PlanOptions) -> Result<Planning> {
         check_ranks(comm, layout)?;
@@ -41,6 +53,7 @@ impl Planning {
 
     pub(crate) fn advance(&mut self, comm: &Comm) -> Result<Step<Plan>> {
         let Some(parts) = &mut self.parts else { return Err(finished("a plan")) };
+        check_member(comm, &parts.layout, parts.me)?;
         if !self.told {
             self.told = true;
             for (to, words) in parts.messages() {

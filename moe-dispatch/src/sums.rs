@@ -53,6 +53,7 @@ impl<W: Element> Sums<W> {
 
     /// Goes as far as it can. `own` are this rank's expert rows, `out` its tokens' results.
     pub fn poll<E: Element>(&mut self, comm: &Comm, plan: &Plan, own: &[E], out: &mut [E]) -> Result<Step<()>> {
+        plan.check_group(comm)?;
         if self.row_len == 0 {
             return Ok(Step::Done(()));
         }

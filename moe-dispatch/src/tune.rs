@@ -107,8 +107,10 @@ pub struct Tuned {
 /// the options that stay as they are.
 ///
 /// # Errors
-/// When there is nothing to try or an option is out of its range, and as [`Plan::with_options`].
+/// When there is nothing to try, an option is out of its range or a row is empty or does not fit into memory, and as [`Plan::with_options`].
 pub fn tune(comm: &Comm, layout: &Layout, routing: &Routing, base: PlanOptions, options: &TuneOptions) -> Result<Tuned> {
+    let row_bytes = options.row_len.checked_mul(size_of::<f32>()).filter(|&bytes| bytes > 0);
+    let row_bytes = row_bytes.ok_or_else(|| refuse(format!("rows of {} values cannot be measured", options.row_len)))?;
     let mut plans = Vec::new();
     for &channels in &options.channels {
         for &chunk_rows in &options.chunk_rows {
@@ -141,7 +143,7 @@ pub fn tune(comm: &Comm, layout: &Layout, routing: &Routing, base: PlanOptions, 
         ranks: layout.ep_size(),
         ranks_per_node: layout.ranks_per_node(),
         is_virtual: comm.is_virtual(),
-        row_bytes: options.row_len * size_of::<f32>(),
+        row_bytes,
         curve,
     })
 }

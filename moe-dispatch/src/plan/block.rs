@@ -99,12 +99,12 @@ pub(crate) fn present(slots: &[u32]) -> &[u32] {
 /// This rank's tokens with their slots ascending by logical expert, and for each choice that is not masked, in that order, its place in `[T, k]`.
 pub(crate) fn sort_routing(layout: &Layout, me: usize, routing: &Routing, channels: usize) -> Result<(Block, Vec<u32>)> {
     let (tokens, top_k) = (routing.tokens, routing.top_k);
-    let entries = tokens.checked_mul(top_k).filter(|&n| top_k > 0 && n < u32::MAX as usize);
+    let entries = tokens.checked_mul(top_k).filter(|&n| (1..1 << 24).contains(&top_k) && n < u32::MAX as usize);
     let sound = |len: usize| entries == Some(len);
     if !sound(routing.indices.len()) || !sound(routing.weights.len()) {
         return Err(Error::Shape {
             what: "routing",
-            expected: format!("{tokens} x {top_k} indices and weights, at least one a token"),
+            expected: format!("{tokens} x {top_k} indices and weights, at least one a token, fewer than 2^24"),
             got: format!("{} indices and {} weights", routing.indices.len(), routing.weights.len()),
         });
     }
@@ -112,7 +112,7 @@ pub(crate) fn sort_routing(layout: &Layout, me: usize, routing: &Routing, channe
     let mut weights = Vec::with_capacity(tokens * top_k);
     let mut choice = Vec::with_capacity(tokens * top_k);
     // The expert in the upper half, its place in the lower: masked choices come last.
-    let mut order: Vec<u64> = Vec::with_capacity(top_k);
+    let mut order: Vec<u64> = Vec::with_capacity(top_k.min(routing.indices.len()));
     for (token, experts) in routing.indices.chunks_exact(top_k).enumerate() {
         order.clear();
         order.extend(experts.iter().zip((token * top_k) as u64..).map(|(&expert, at)| u64::from(expert) << 32 | at));

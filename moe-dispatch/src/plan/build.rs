@@ -203,7 +203,7 @@ impl Parts {
         let sums = Sums { layout: &layout, me, top_k, rank_of_slot: &self.rank_of_slot };
         let merge = |source: usize| sums.merge(source, &blocks[source], &deliveries[source].1);
         let mut outgoing: Vec<Merge> = (0..ep_size).filter(|&source| source != me).map(merge).collect();
-        let (my_node, nodes, per_node) = (layout.node(me), layout.nodes(), layout.ranks_per_node());
+        let (my_node, nodes, per_node) = (layout.node(me), layout.nodes(), layout.ranks_per_node().min(ep_size));
         // Sums that leave the node first, then those that another rank of this node sends on, then those that stay in it. Each
         // rank begins with another destination; those for one node follow each other, so that every gateway soon has its first whole sum.
         outgoing.sort_by_key(|merge| {
@@ -291,7 +291,7 @@ impl Placed {
                     let expected = format!("at most {} rows of a rank for one expert", options.capacity.unwrap_or(0));
                     return Err(Error::Shape { what: "routing of another rank", expected, got: count.to_string() });
                 }
-                let used = at + count as usize;
+                let used = at.checked_add(count as usize).ok_or_else(too_many)?;
                 at = options.capacity.map_or(Some(used), |capacity| at.checked_add(capacity)).ok_or_else(too_many)?;
                 pad(used, at);
             }
