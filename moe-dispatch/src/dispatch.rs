@@ -99,7 +99,7 @@ impl<T: Pod + Send + Sync> sealed::Rows for Rows<T> {
     }
 
     fn row_bytes(&self) -> usize {
-        self.row_len * size_of::<T>()
+        self.row_len.saturating_mul(size_of::<T>())
     }
 
     fn pack_bytes(&self, list: &[u32], message: &mut Vec<u8>) {
@@ -122,7 +122,8 @@ impl<T: Pod + Send + Sync, U: Pod + Send + Sync> sealed::Rows for Pairs<T, U> {
     }
 
     fn message_row(&self) -> usize {
-        self.row_len * size_of::<T>() + self.side_len * size_of::<U>()
+        // Lengths without rows may be anything.
+        self.row_len.saturating_mul(size_of::<T>()).saturating_add(self.side_len.saturating_mul(size_of::<U>()))
     }
 
     fn zeros(&self, rows: usize) -> Result<Self> {

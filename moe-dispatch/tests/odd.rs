@@ -46,6 +46,8 @@ fn rows_that_cannot_be_are_errors_and_cost_no_memory() {
     let rows = Rows::<u64> { data: vec![], row_len: u32::MAX as usize / 8 };
     let large = PlanOptions { capacity: Some((1 << 30) - 1), ..worst };
     refused(Plan::start_dispatch(&Comm::solo(), &solo, &routing(0, 2, 4), large, rows), "they do not fit into memory");
+    let rows = Rows::<u64> { data: vec![], row_len: usize::MAX };
+    refused(Plan::start_dispatch(&Comm::solo(), &solo, &routing(0, 2, 4), worst, rows), "rows of 18446744073709551615 bytes");
     for capacity in [usize::MAX, usize::MAX - 1] {
         let options = PlanOptions { capacity: Some(capacity), ..worst };
         refused(Plan::with_options(&Comm::solo(), &solo, &routing(3, 2, 4), options), "more than 2^32 - 2 expert rows");
